@@ -1,0 +1,311 @@
+// kernel.h: the fast Walsh-Hadamard transform in vector registers, for the instruction set that the including file is
+// compiled for. Only isa_*.cc include it: everything is in an unnamed namespace, so that the linker cannot take one
+// file's AVX-512 copy of a function for another's baseline copy.
+//
+// A row is transformed by butterflies of stride h = 1, 2, 4, ... n/2, always in this order, so that a row's sums are
+// the same tree whatever the batch, the vector width or the blocking: results are bit-identical everywhere.
+//   Group: the strides inside kGroup consecutive elements (kRegisters vectors), without touching memory in between.
+//   Pass:  up to three more strides at once, over 2, 4 or 8 equal parts of a block.
+// Row() nests them depth first, so every block is finished while it is in the nearest cache that holds it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "hadamard.h"
+
+namespace jax_hadacore::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T, int kLanes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
+};
+template <typename T, int kLanes>
+using Vector = typename VectorOf<T, kLanes>::type;
+
+template <typename A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+template <typename A>
+using Lanes = Vector<A, kLanes<A>>;
+template <typename A>
+using Bits = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
+
+constexpr int kRegisters = 8;
+template <typename A>
+constexpr int kGroup = kRegisters * kLanes<A>;
+
+constexpr int Log2(int64_t n) {
+  int bits = 0;
+  while (n > 1) n /= 2, ++bits;
+  return bits;
+}
+
+template <typename To, typename From>
+To BitCast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// ---- Element types: what is stored, what it is accumulated in, and the conversions of one vector. ----
+
+template <typename A>
+struct Native {
+  using Storage = A;
+  using Accumulator = A;
+  static Lanes<A> Load(const A* from) {
+    Lanes<A> v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+  static void Store(A* to, const Lanes<A>& v) { std::memcpy(to, &v, sizeof v); }
+};
+
+constexpr int kFloatLanes = kLanes<float>;
+using Words = Vector<uint32_t, kFloatLanes>;
+using Halves = Vector<uint16_t, kFloatLanes>;
+
+inline Halves LoadHalves(const uint16_t* from) {
+  Halves v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// Lane by lane: `yes` where the comparison `mask` holds (all ones), else `no`.
+inline Words Select(const Words& mask, const Words& yes, const Words& no) { return (mask & yes) | (~mask & no); }
+
+struct BFloat16 {
+  using Storage = uint16_t;
+  using Accumulator = float;
+  static Lanes<float> Load(const uint16_t* from) {
+    return BitCast<Lanes<float>>(__builtin_convertvector(LoadHalves(from), Words) << 16);
+  }
+  static void Store(uint16_t* to, const Lanes<float>& v) {
+    const Words u = BitCast<Words>(v);
+    const Words rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
+    const Words nan = (u >> 16) | 0x40;
+    const Halves h =
+        __builtin_convertvector(Select(BitCast<Words>((u & 0x7fffffff) > 0x7f800000), nan, rounded), Halves);
+    std::memcpy(to, &h, sizeof h);
+  }
+};
+
+struct Float16 {
+  using Storage = uint16_t;
+  using Accumulator = float;
+#if defined(__AVX512F__)
+  static Lanes<float> Load(const uint16_t* from) {
+    return BitCast<Lanes<float>>(_mm512_cvtph_ps(BitCast<__m256i>(LoadHalves(from))));
+  }
+  static void Store(uint16_t* to, const Lanes<float>& v) {
+    const __m256i h = _mm512_cvtps_ph(BitCast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    std::memcpy(to, &h, sizeof h);
+  }
+#elif defined(__F16C__)
+  static Lanes<float> Load(const uint16_t* from) {
+    return BitCast<Lanes<float>>(_mm256_cvtph_ps(BitCast<__m128i>(LoadHalves(from))));
+  }
+  static void Store(uint16_t* to, const Lanes<float>& v) {
+    const __m128i h = _mm256_cvtps_ph(BitCast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    std::memcpy(to, &h, sizeof h);
+  }
+#elif defined(__aarch64__)
+  static Lanes<float> Load(const uint16_t* from) {
+    return BitCast<Lanes<float>>(vcvt_f32_f16(BitCast<float16x4_t>(LoadHalves(from))));
+  }
+  static void Store(uint16_t* to, const Lanes<float>& v) {
+    const float16x4_t h = vcvt_f16_f32(BitCast<float32x4_t>(v));
+    std::memcpy(to, &h, sizeof h);
+  }
+#else
+  // Without conversion instructions: float16's bits are float32's, shifted, with an exponent 112 too small.
+  static Lanes<float> Load(const uint16_t* from) {
+    const Words h = __builtin_convertvector(LoadHalves(from), Words);
+    const Lanes<float> magnitude = BitCast<Lanes<float>>((h & 0x7fff) << 13) * 0x1p112f;
+    const Words special = BitCast<Words>((h & 0x7c00) == 0x7c00) & 0x7f800000;  // infinity and NaN
+    return BitCast<Lanes<float>>(BitCast<Words>(magnitude) | special | (h & 0x8000) << 16);
+  }
+  static void Store(uint16_t* to, const Lanes<float>& v) {
+    const Words u = BitCast<Words>(v), magnitude = u & 0x7fffffff;
+    const Words normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    // Adding 0.5, whose unit in the last place is float16's smallest subnormal, rounds a subnormal result.
+    const Words small = BitCast<Words>(BitCast<Lanes<float>>(magnitude) + 0.5f) - 0x3f000000;
+    Words result = Select(BitCast<Words>(magnitude < 0x38800000), small, normal);
+    result = Select(BitCast<Words>(magnitude >= 0x477ff000), Words{} + 0x7c00, result);  // from 65520: infinity
+    result = Select(BitCast<Words>(magnitude > 0x7f800000), Words{} + 0x7e00, result);
+    const Halves h = __builtin_convertvector(result | (u >> 16 & 0x8000), Halves);
+    std::memcpy(to, &h, sizeof h);
+  }
+#endif
+};
+
+// ---- Butterflies. ----
+
+// The butterflies of stride h inside one vector: lane i becomes v[i] + v[i + h], lane i + h becomes v[i] - v[i + h].
+template <typename A, int h, int... i>
+Lanes<A> LaneButterfly(const Lanes<A>& v, std::integer_sequence<int, i...>) {
+  constexpr Bits<A> kSign = Bits<A>{1} << (8 * sizeof(A) - 1);
+  constexpr Vector<Bits<A>, kLanes<A>> kNegate = {((i & h) ? kSign : 0)...};
+  const Lanes<A> partner = __builtin_shufflevector(v, v, (i ^ h)...);
+  return partner + BitCast<Lanes<A>>(BitCast<Vector<Bits<A>, kLanes<A>>>(v) ^ kNegate);
+}
+
+// The lowest kBits strides inside one vector.
+template <typename A, int kBits, int h = 1>
+Lanes<A> LaneButterflies(const Lanes<A>& v) {
+  if constexpr (kBits == 0 || h == kLanes<A>) {
+    return v;
+  } else {
+    return LaneButterflies<A, kBits - 1, 2 * h>(
+        LaneButterfly<A, h>(v, std::make_integer_sequence<int, kLanes<A>>{}));
+  }
+}
+
+// The strides 1 to kSpan / 2, counted in vectors, among kCount vectors.
+template <int kSpan, int kCount, typename V>
+void VectorButterflies(V (&v)[kCount]) {
+#pragma GCC unroll 3
+  for (int h = 1; h < kSpan; h *= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i)
+      if (!(i & h)) {
+        const V a = v[i], b = v[i + h];
+        v[i] = a + b;
+        v[i + h] = a - b;
+      }
+}
+
+// Stores `count` vectors a stride apart: as they are into a buffer of accumulators, or scaled into the result.
+template <typename T>
+struct Unscaled {
+  using Accumulator = typename T::Accumulator;
+  Accumulator* to;
+  void Store(int64_t at, const Lanes<Accumulator>& v) const { Native<Accumulator>::Store(to + at, v); }
+  Unscaled operator+(int64_t offset) const { return {to + offset}; }
+};
+template <typename T>
+struct Scaled {
+  using Accumulator = typename T::Accumulator;
+  typename T::Storage* to;
+  Accumulator scale;
+  void Store(int64_t at, const Lanes<Accumulator>& v) const { T::Store(to + at, v * scale); }
+  Scaled operator+(int64_t offset) const { return {to + offset, scale}; }
+};
+
+// The lowest kBits strides of kGroup consecutive elements: 2^(log2(kGroup) - kBits) short rows, or a part of one row.
+template <typename T, int kBits, typename Sink>
+void Group(const typename T::Storage* x, const Sink& sink) {
+  using A = typename T::Accumulator;
+  constexpr int kLaneBits = Log2(kLanes<A>);
+  Lanes<A> v[kRegisters];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRegisters; ++i) v[i] = LaneButterflies<A, kBits>(T::Load(x + i * kLanes<A>));
+  VectorButterflies<1 << (kBits > kLaneBits ? kBits - kLaneBits : 0)>(v);
+#pragma GCC unroll 8
+  for (int i = 0; i < kRegisters; ++i) sink.Store(i * kLanes<A>, v[i]);
+}
+
+// The strides h, 2 h, ... of a block of kRadix * h accumulators.
+template <int kRadix, typename A, typename Sink>
+void Pass(const A* buffer, int64_t h, const Sink& sink) {
+  for (int64_t j = 0; j < h; j += kLanes<A>) {
+    Lanes<A> v[kRadix];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRadix; ++i) v[i] = Native<A>::Load(buffer + i * h + j);
+    VectorButterflies<kRadix>(v);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRadix; ++i) sink.Store(i * h + j, v[i]);
+  }
+}
+
+// How many parts the last pass over kGroup * 2^bits elements joins.
+constexpr int LastRadix(int bits) { return bits == 4 ? 4 : bits >= 3 ? 8 : 1 << bits; }
+
+// A block of n >= kGroup elements, its intermediate results in `buffer` (n accumulators).
+template <typename T, typename Sink>
+void Block(const typename T::Storage* x, typename T::Accumulator* buffer, int64_t n, const Sink& sink) {
+  using A = typename T::Accumulator;
+  const int bits = Log2(n / kGroup<A>);
+  if (bits == 0) return Group<T, Log2(kGroup<A>)>(x, sink);
+  const int radix = LastRadix(bits);
+  const int64_t part = n / radix;
+  for (int64_t at = 0; at < n; at += part) Block<T>(x + at, buffer + at, part, Unscaled<T>{buffer + at});
+  switch (radix) {
+    case 2: return Pass<2>(buffer, part, sink);
+    case 4: return Pass<4>(buffer, part, sink);
+    default: return Pass<8>(buffer, part, sink);
+  }
+}
+
+// `count` consecutive elements that are rows of 2^kBits <= kGroup elements.
+template <typename T, int kBits>
+void ShortRows(const typename T::Storage* x, int64_t count, const Scaled<T>& sink) {
+  using S = typename T::Storage;
+  constexpr int64_t kCount = kGroup<typename T::Accumulator>;
+  int64_t at = 0;
+  for (; at + kCount <= count; at += kCount) Group<T, kBits>(x + at, sink + at);
+  if (at == count) return;
+  S tail[kCount] = {};
+  const size_t bytes = static_cast<size_t>(count - at) * sizeof(S);
+  std::memcpy(tail, x + at, bytes);
+  Group<T, kBits>(tail, Scaled<T>{tail, sink.scale});
+  std::memcpy(sink.to + at, tail, bytes);
+}
+
+template <typename T, int... kBits>
+void ShortRows(int bits, const typename T::Storage* x, int64_t count, const Scaled<T>& sink,
+               std::integer_sequence<int, kBits...>) {
+  ((bits == kBits ? ShortRows<T, kBits>(x, count, sink) : void()), ...);
+}
+
+template <typename T>
+void Rows(const Problem& problem, const void* x_, void* y_, void* scratch) {
+  using A = typename T::Accumulator;
+  using S = typename T::Storage;
+  const S* x = static_cast<const S*>(x_);
+  const Scaled<T> y{static_cast<S*>(y_), static_cast<A>(problem.scale)};
+  const int64_t n = problem.n;
+  if (n < kGroup<A>) {
+    return ShortRows<T>(Log2(n), x, problem.rows * n, y, std::make_integer_sequence<int, Log2(kGroup<A>)>{});
+  }
+  for (int64_t row = 0; row < problem.rows; ++row) {
+    const Scaled<T> sink = y + row * n;
+    A* buffer;
+    if constexpr (std::is_same_v<A, S>) {
+      buffer = sink.to;
+    } else {
+      buffer = static_cast<A*>(scratch);
+    }
+    Block<T>(x + row * n, buffer, n, sink);
+  }
+}
+
+void TransformRows(const Problem& problem, const void* x, void* y, void* scratch) {
+  switch (problem.dtype) {
+    case Dtype::kF16: return Rows<Float16>(problem, x, y, scratch);
+    case Dtype::kBF16: return Rows<BFloat16>(problem, x, y, scratch);
+    case Dtype::kF32: return Rows<Native<float>>(problem, x, y, scratch);
+    case Dtype::kF64: return Rows<Native<double>>(problem, x, y, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace jax_hadacore::cpu

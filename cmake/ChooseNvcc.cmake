@@ -25,8 +25,8 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     if(NOT wheel_nvcc)
       message(FATAL_ERROR
         "JAX_HADACORE_CUDA is ON, but there is no CUDA compiler (${rejected}; no PyPI wheel). Any of these helps:\n"
-        "  - build with pip's build isolation, which brings nvcc (do not pass --no-build-isolation), or run\n"
-        "    pip install nvidia-cuda-nvcc==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-crt==13.0.* nvidia-cuda-runtime==13.0.*\n"
+        "  - build with pip's build isolation, which brings nvcc, or install its wheels first:\n"
+        "    pip install nvidia-cuda-{nvcc,crt,runtime,cccl}==13.0.* nvidia-nvvm==13.0.*\n"
         "  - name an nvcc of ${JAX_HADACORE_OLDEST_NVCC} or newer: CUDACXX=/path/to/nvcc\n"
         "  - build for the CPU alone: pip install . -C cmake.define.JAX_HADACORE_CUDA=OFF")
     endif()

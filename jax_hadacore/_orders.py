@@ -19,13 +19,13 @@ def decompose(n: int) -> tuple[int, ...]:
     odd = n >> _trailing_zeros(n)
     if odd > 1:
         raise ValueError(
-            f"hadamard: the transformed axis has size {n} = {_factorisation(n)}; "
+            f"hadamard: the transformed axis has size {n} = {factorisation(n)}; "
             "supported are the powers of two up to 2^24. "
             f"Pad the axis to {1 << n.bit_length()}, or transform blocks of it "
             f"(reshape the axis to (..., {n // _largest_block(n)}, {_largest_block(n)}))."
         )
     if n > MAX_LENGTH:
-        raise ValueError(f"hadamard: the transformed axis has size {n} = {_factorisation(n)}; at most 2^24 is supported.")
+        raise ValueError(f"hadamard: the transformed axis has size {n} = {factorisation(n)}; supported is up to 2^24.")
     return (n,)
 
 
@@ -47,8 +47,8 @@ def _largest_block(n: int) -> int:
     return 1 << _trailing_zeros(n)
 
 
-def _factorisation(n: int) -> str:
-    """n as a product of prime powers, its power of two last: '3 * 5^2 * 2^4'."""
+def factorisation(n: int) -> str:
+    """Writes n as a product of prime powers, its power of two last: '3 * 5^2 * 2^4'."""
     twos, rest, factors = _trailing_zeros(n), n >> _trailing_zeros(n), []
     prime = 3
     while prime <= math.isqrt(rest):

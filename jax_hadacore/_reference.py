@@ -6,15 +6,16 @@ import numpy as np
 
 from ._orders import sylvester
 
-# The largest matrix that a factor is applied with. Up to this size a matrix product costs no more than the traffic.
-_MAX_FACTOR = 128
+# The largest matrix that a factor is applied with. Products with larger ones cost little more, but XLA sums them one
+# after the other, and the float32 error grows with the length of the sum (docs/numerics.md).
+_MAX_FACTOR = 16
 
 
 def transform(x: jax.Array, *, scale: float) -> jax.Array:
-    """scale * H_n x along the last axis, accumulated in float32 (float64 for float64) and rounded once.
+    """Computes scale * H_n x along the last axis, accumulated in float32 (float64 for float64) and rounded once.
 
-    H_n is the Kronecker product of smaller H's, so the axis is split into factors of at most 128, and each is
-    transformed by a matrix product.
+    H_n is the Kronecker product of smaller H's, so the axis is split into small factors, and each is transformed by a
+    matrix product.
     """
     n = x.shape[-1]
     batch = x.shape[:-1]

@@ -80,7 +80,7 @@ def _checked_axis(axis, ndim: int) -> int:
     if ndim == 0:
         raise ValueError("hadamard: x must have at least one dimension, got a scalar.")
     if not -ndim <= axis < ndim:
-        raise ValueError(f"hadamard: axis must be between {-ndim} and {ndim - 1} for an array of rank {ndim}, got {axis}.")
+        raise ValueError(f"hadamard: axis must be from {-ndim} to {ndim - 1} for an array of rank {ndim}, got {axis}.")
     return axis % ndim
 
 

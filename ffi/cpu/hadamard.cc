@@ -22,8 +22,8 @@ const Isa* const* AvailableIsas() {
     } list;
     int count = 0;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
       list.isa[count++] = &kAvx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) list.isa[count++] = &kAvx2;
     list.isa[count] = &kBaseline;

@@ -51,8 +51,7 @@ ffi::Future Hadamard(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::An
   void* out = y->untyped_data();
 
   const int64_t bytes = problem.rows * problem.n * static_cast<int64_t>(sizeof(float));
-  const int64_t tasks =
-      std::max<int64_t>(1, std::min({pool.num_threads(), problem.rows, bytes / kBytesPerTask}));
+  const int64_t tasks = std::max<int64_t>(1, std::min({pool.num_threads(), problem.rows, bytes / kBytesPerTask}));
   const auto out_of_memory = [] {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_hadacore: no memory for one row in float32");
   };

@@ -174,8 +174,7 @@ Lanes<A> LaneButterflies(const Lanes<A>& v) {
   if constexpr (kBits == 0 || h == kLanes<A>) {
     return v;
   } else {
-    return LaneButterflies<A, kBits - 1, 2 * h>(
-        LaneButterfly<A, h>(v, std::make_integer_sequence<int, kLanes<A>>{}));
+    return LaneButterflies<A, kBits - 1, 2 * h>(LaneButterfly<A, h>(v, std::make_integer_sequence<int, kLanes<A>>{}));
   }
 }
 

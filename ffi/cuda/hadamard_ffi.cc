@@ -27,8 +27,7 @@ ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::Result<ffi::AnyB
   void* workspace = nullptr;
   if (NeedsWorkspace(*problem)) {
     auto buffer = more.get<ffi::AnyBuffer>(0);
-    if (buffer.has_error() || (*buffer)->element_type() != ffi::F32 ||
-        (*buffer)->element_count() != x.element_count())
+    if (buffer.has_error() || (*buffer)->element_type() != ffi::F32 || (*buffer)->element_count() != x.element_count())
       return ffi::Error::InvalidArgument("jax_hadacore: 16-bit rows of " + std::to_string(problem->n) +
                                          " elements need a float32 workspace of the operand's shape");
     workspace = (*buffer)->untyped_data();

@@ -16,17 +16,14 @@ def decompose(n: int) -> tuple[int, ...]:
     """
     if n < 1:
         raise ValueError(f"hadamard: the transformed axis has size {n}; it must have at least one element.")
-    odd = n >> _trailing_zeros(n)
-    if odd > 1:
-        raise ValueError(
-            f"hadamard: the transformed axis has size {n} = {factorisation(n)}; "
-            "supported are the powers of two up to 2^24. "
-            f"Pad the axis to {1 << n.bit_length()}, or transform blocks of it "
-            f"(reshape the axis to (..., {n // _largest_block(n)}, {_largest_block(n)}))."
-        )
-    if n > MAX_LENGTH:
-        raise ValueError(f"hadamard: the transformed axis has size {n} = {factorisation(n)}; supported is up to 2^24.")
-    return (n,)
+    if n & (n - 1) == 0 and n <= MAX_LENGTH:
+        return (n,)
+    block = min(n & -n, MAX_LENGTH)
+    pad = f"Pad the axis to {1 << n.bit_length()}, or transform" if n < MAX_LENGTH else "Transform"
+    raise ValueError(
+        f"hadamard: the transformed axis has size {n} = {factorisation(n)}; supported are the powers of two up to 2^24."
+        f" {pad} blocks of it (reshape the axis to (..., {n // block}, {block}))."
+    )
 
 
 @functools.cache
@@ -39,17 +36,10 @@ def sylvester(n: int) -> np.ndarray:
     return matrix
 
 
-def _trailing_zeros(n: int) -> int:
-    return (n & -n).bit_length() - 1
-
-
-def _largest_block(n: int) -> int:
-    return 1 << _trailing_zeros(n)
-
-
 def factorisation(n: int) -> str:
     """Writes n as a product of prime powers, its power of two last: '3 * 5^2 * 2^4'."""
-    twos, rest, factors = _trailing_zeros(n), n >> _trailing_zeros(n), []
+    twos = (n & -n).bit_length() - 1
+    rest, factors = n >> twos, []
     prime = 3
     while prime <= math.isqrt(rest):
         power = 0

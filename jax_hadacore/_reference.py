@@ -19,7 +19,7 @@ def transform(x: jax.Array, *, scale: float) -> jax.Array:
     """
     n = x.shape[-1]
     batch = x.shape[:-1]
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    accumulator = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     factors = _split(n)
     y = x.astype(accumulator).reshape(*batch, *factors)
     for position, factor in enumerate(factors):

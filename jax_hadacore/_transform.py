@@ -6,7 +6,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from ._orders import decompose
@@ -65,11 +65,10 @@ def hadamard(x: ArrayLike, *, axis: int = -1, scale: float | None = None, inplac
     decompose(n)
     scale = _checked_scale(scale, n)
     y = jnp.moveaxis(x, axis, -1)
-    spec = _spec(y)
-    if spec and spec[-1] is not None:  # explicit sharding: gather the transformed axis, and split it again afterwards
-        y = jax.sharding.reshard(y, PartitionSpec(*spec[:-1], None))
-        y = hadamard_p.bind(y, scale=scale, inplace=False)
-        y = jax.sharding.reshard(y, spec)
+    if split := _split_last_axis(y):  # gathers the transformed axis, and splits it again afterwards
+        whole = NamedSharding(split.mesh, PartitionSpec(*split.spec[:-1], None))
+        y = hadamard_p.bind(jax.sharding.reshard(y, whole), scale=scale, inplace=False)
+        y = jax.sharding.reshard(y, split)
     else:
         y = hadamard_p.bind(y, scale=scale, inplace=inplace)
     return jnp.moveaxis(y, -1, axis)
@@ -92,12 +91,17 @@ def _checked_scale(scale, n: int) -> float:
             f"hadamard: scale must be a static real number, got {type(scale).__name__}. "
             "Multiply the result by an array or a traced value instead."
         )
-    if not math.isfinite(scale):
-        raise ValueError(f"hadamard: scale must be finite, got {scale}.")
-    return float(scale)
+    try:
+        value = float(scale)
+    except OverflowError:  # a huge integer
+        value = math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"hadamard: scale must be finite in float64, got {scale}.")
+    return value
 
 
-def _spec(x) -> PartitionSpec | None:
-    """The partition spec in the array's type (explicit sharding mode), padded to its rank, or None."""
-    spec = getattr(jax.typeof(x).sharding, "spec", None)
-    return spec if spec is not None and len(spec) == x.ndim else None
+def _split_last_axis(x: jax.Array) -> NamedSharding | None:
+    """The sharding in the array's type (explicit sharding mode) where it splits the last axis, else None."""
+    sharding = jax.typeof(x).sharding
+    spec = getattr(sharding, "spec", None)
+    return sharding if spec and len(spec) == x.ndim and spec[-1] is not None else None

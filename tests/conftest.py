@@ -1,0 +1,99 @@
+"""Configures JAX for the tests: four CPU devices, 64-bit types, nothing promoted silently."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+
+# `python -m pytest` puts the checkout first on sys.path, where its source folder would hide the installed package: the
+# native modules are in the latter only. An editable install is found through its import hook, which needs no path.
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != _ROOT]
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from jax_hadacore import _ffi  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--require-gpu", action="store_true", help="fail without a GPU kernel, and wherever a test skips")
+
+
+def pytest_configure(config):
+    if not config.getoption("--require-gpu"):
+        return
+    if jax.default_backend() != "gpu":
+        raise pytest.UsageError(f"--require-gpu: jax's default backend is {jax.default_backend()}, not gpu")
+    if problem := _ffi.problem("cuda"):
+        raise pytest.UsageError(f"--require-gpu: the cuda kernel is not available: {problem}")
+
+
+def _skip_is_failure(config, report):
+    if config.getoption("--require-gpu") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"--require-gpu forbids to skip: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    del call
+    return _skip_is_failure(item.config, (yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _skip_is_failure(collector.config, (yield))
+
+
+@pytest.fixture(scope="session")
+def cpu_devices():
+    """Four CPU devices, also where the default device is a GPU."""
+    devices = jax.devices("cpu")
+    assert len(devices) >= 4
+    return devices[:4]
+
+
+@pytest.fixture
+def fresh_lowering():
+    """Forgets compiled programs and what _ffi found out, before and after a test that changes what serves."""
+
+    def forget():
+        jax.clear_caches()
+        _ffi.problem.cache_clear()
+        _ffi._warn_once.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def no_kernel(fresh_lowering, monkeypatch):
+    """An installation without native modules, whose warning is ignored: the reference serves."""
+    absent = _ffi.NativeModule(None, "removed by a test")
+    monkeypatch.setattr(_ffi, "CPU", absent)
+    monkeypatch.setattr(_ffi, "CUDA", absent)
+    monkeypatch.setattr(_ffi, "_warn_once", _Silent())
+
+
+class _Silent:
+    def __call__(self, message):
+        assert "removed by a test" in message
+
+    def cache_clear(self):
+        pass
+
+
+@pytest.fixture
+def x64_off():
+    """JAX's default configuration, in which float64 does not exist."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,351 @@
+"""Sharded arrays: batch axes stay where they are, and only a sharded transform axis is gathered."""
+# ruff: noqa: E731
+
+import contextlib
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import HALVES, assert_same_bits, normal
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from oracle import transform
+
+from jax_hadacore import hadamard
+
+COLLECTIVES = re.compile(r"\b(all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\(")
+SCALE = 0.3
+X = normal((8, 4, 16), np.float32)
+Y = transform(X, SCALE)
+
+f = functools.partial(hadamard, scale=SCALE)
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+
+LINE = ((4,), ("b",))
+SQUARE = ((2, 2), ("b", "c"))
+BATCH_SHARDED = [
+    pytest.param(LINE, P("b"), id="first"),
+    pytest.param(LINE, P(None, "b"), id="middle"),
+    pytest.param(LINE, P("b", None, None), id="padded-spec"),
+    pytest.param(SQUARE, P("b"), id="square-first"),
+    pytest.param(SQUARE, P("b", "c"), id="square-both"),
+    pytest.param(SQUARE, P(("b", "c")), id="square-one-axis"),
+    pytest.param(SQUARE, P("c", "b"), id="square-swapped"),
+]
+batch_sharded = pytest.mark.parametrize(("grid", "spec"), BATCH_SHARDED)
+auto_and_explicit = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+
+
+@pytest.fixture
+def mesh(cpu_devices):
+    def mesh(grid, kind=AxisType.Auto):
+        shape, names = grid
+        return Mesh(np.array(cpu_devices).reshape(shape), names, axis_types=(kind,) * len(shape))
+
+    return mesh
+
+
+def hlo(function, *args, **options):
+    return jax.jit(function, **options).lower(*args).compile().as_text()
+
+
+def collectives(function, *args, **options):
+    text = hlo(function, *args, **options)
+    assert "jax_hadacore_hadamard_v1" in text
+    return COLLECTIVES.findall(text)
+
+
+def put(x, mesh, spec):
+    return jax.device_put(x, NamedSharding(mesh, spec))
+
+
+class TestBatchSharded:
+    @batch_sharded
+    def test_forward(self, mesh, grid, spec):
+        x = put(X, mesh(grid), spec)
+        assert collectives(f, x) == []
+        for y in (jax.jit(f)(x), f(x)):
+            close(y, Y)
+            assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+    @batch_sharded
+    def test_gradient(self, mesh, grid, spec):
+        x = put(X, mesh(grid), spec)
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(f(jnp.tanh(x)))))
+        # The loss itself is a sum over devices, which needs no communication in its gradient.
+        assert collectives(gradient, x) == []
+        y = jax.jit(gradient)(x)
+        close(y, gradient(X))
+        assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+    @batch_sharded
+    def test_vmap(self, mesh, grid, spec):
+        x = put(X, mesh(grid), spec)
+        for mapped in (jax.vmap(f), jax.vmap(f, in_axes=1, out_axes=1), jax.vmap(jax.vmap(f))):
+            assert collectives(mapped, x) == []
+            y = jax.jit(mapped)(x)
+            close(y, Y)
+            assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+    def test_vmap_of_grad(self, mesh):
+        x = put(X, mesh(LINE), P("b"))
+        gradient = jax.vmap(jax.grad(lambda x: jnp.sum(f(x) ** 2)))
+        assert collectives(gradient, x) == []
+        close(jax.jit(gradient)(x), 2 * transform(Y, SCALE), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("spec", [P(None, "b"), P(None, None, "b")], ids=["row", "column"])
+    def test_scan(self, mesh, spec):
+        x = put(normal((3, 8, 4, 16), np.float32), mesh(LINE), spec)
+        step = lambda c, v: (f(c) + v, f(v))
+        run = lambda x: jax.lax.scan(step, jnp.zeros_like(x[0]), x)
+        assert collectives(run, x) == []
+        jax.tree.map(close, jax.jit(run)(x), run(np.asarray(x)))
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_another_axis_is_transformed(self, mesh, axis):
+        x = put(X, mesh(LINE), P(*("b" if i == (1 - axis) else None for i in range(3))))
+        call = functools.partial(f, axis=axis)
+        assert collectives(call, x) == []
+        y = jax.jit(call)(x)
+        close(y, np.moveaxis(transform(np.moveaxis(X, axis, -1), SCALE), -1, axis))
+        assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+    def test_between_matrix_products(self, mesh):
+        x, w = put(X, mesh(LINE), P("b")), put(normal((16, 16), np.float32), mesh(LINE), P())
+        layer = lambda x, w: f(jnp.tanh(x @ w)) @ w
+        assert collectives(layer, x, w) == []
+        close(jax.jit(layer)(x, w), layer(X, np.asarray(w)), rtol=1e-4, atol=1e-4)
+
+    def test_sharding_flows_through(self, mesh):
+        # Nothing but the producer says how its result is sharded; the consumer follows.
+        m = mesh(LINE)
+        split = lambda x: jnp.cos(f(jax.lax.with_sharding_constraint(jnp.sin(x), NamedSharding(m, P("b")))))
+        x = put(X, m, P())
+        y = jax.jit(split)(x)
+        assert y.sharding.is_equivalent_to(NamedSharding(m, P("b")), 3)
+        assert collectives(split, x) == []
+
+    @pytest.mark.parametrize("rank", [2, 5])
+    def test_other_ranks(self, mesh, rank):
+        shape = (8,) + (1,) * (rank - 2) + (64,)
+        x = put(X.reshape(shape), mesh(LINE), P("b"))
+        assert collectives(f, x) == []
+        close(jax.jit(f)(x), transform(X.reshape(shape), SCALE))
+
+    @pytest.mark.parametrize("dtype", [*HALVES, np.dtype(np.float64)], ids=str)
+    @pytest.mark.parametrize(
+        ("grid", "spec"), [(LINE, P("b")), (LINE, P(None, "b")), (SQUARE, P(("b", "c")))], ids=["row", "column", "both"]
+    )
+    def test_bits_do_not_depend_on_the_sharding(self, mesh, cpu_devices, grid, spec, dtype):
+        x = normal((8, 1024), dtype)
+        expected = np.asarray(hadamard(jax.device_put(x, cpu_devices[0])))
+        assert_same_bits(np.asarray(jax.jit(hadamard)(put(x, mesh(grid), spec))), expected)
+
+    def test_complex(self, mesh):
+        x = put((X + 1j * X).astype(np.complex64), mesh(LINE), P("b"))
+        assert collectives(f, x) == []
+        close(jax.jit(f)(x), Y + 1j * Y)
+
+    def test_uneven_only_where_jax_allows_it(self, mesh):
+        # Six rows on four devices: jit may pad inside, the result is the same.
+        m = mesh(LINE)
+        constrain = lambda x: f(jax.lax.with_sharding_constraint(x, NamedSharding(m, P("b"))))
+        x = put(X[:6], m, P())
+        close(jax.jit(constrain)(x), Y[:6])
+
+
+class TestTransformAxisSharded:
+    @pytest.mark.parametrize(
+        ("grid", "spec"),
+        [
+            pytest.param(LINE, P(None, None, "b"), id="line"),
+            pytest.param(SQUARE, P("b", None, "c"), id="square"),
+            pytest.param(SQUARE, P(None, None, ("b", "c")), id="both"),
+        ],
+    )
+    def test_right_and_at_most_gathers(self, mesh, grid, spec):
+        x = put(X, mesh(grid), spec)
+        text = hlo(f, x)
+        assert set(COLLECTIVES.findall(text)) <= {"all-gather"}
+        y = jax.jit(f)(x)
+        close(y, Y)
+        close(f(x), Y)
+        close(jax.jit(jax.grad(lambda x: jnp.sum(f(x) ** 2)))(x), 2 * transform(Y, SCALE), rtol=1e-4, atol=1e-4)
+
+    def test_gathers_that_axis_only(self, mesh):
+        x = put(X, mesh(SQUARE), P("b", None, "c"))
+        text = hlo(f, x)
+        shapes = re.findall(r"= f32\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
+        assert shapes
+        assert all(np.prod([int(size) for size in shape.split(",")]) == X.size // 2 for shape in shapes), shapes
+
+    def test_the_only_axis(self, mesh):
+        x = put(X[0, 0], mesh(LINE), P("b"))
+        close(jax.jit(f)(x), Y[0, 0])
+        close(f(x), Y[0, 0])
+
+
+class TestExplicit:
+    """Meshes with explicit axes, whose shardings are part of the type."""
+
+    @batch_sharded
+    def test_spec_stays_in_the_type(self, mesh, grid, spec):
+        m = mesh(grid, AxisType.Explicit)
+        specs = []
+
+        def call(x):
+            y = f(x)
+            specs.append((jax.typeof(x).sharding.spec, jax.typeof(y).sharding.spec))
+            return y
+
+        with jax.set_mesh(m):
+            x = put(X, m, spec)
+            assert collectives(f, x) == []
+            close(jax.jit(call)(x), Y)
+            close(call(x), Y)
+        assert all(before == after for before, after in specs)
+
+    @pytest.mark.parametrize(
+        ("grid", "spec"),
+        [
+            pytest.param(LINE, P(None, None, "b"), id="line"),
+            pytest.param(SQUARE, P("b", None, "c"), id="square"),
+            pytest.param(SQUARE, P(None, None, ("b", "c")), id="both"),
+        ],
+    )
+    @pytest.mark.parametrize("context", [True, False], ids=["in-context", "no-context"])
+    def test_a_sharded_transform_axis(self, mesh, grid, spec, context):
+        m = mesh(grid, AxisType.Explicit)
+        x = put(X, m, spec)
+        with jax.set_mesh(m) if context else contextlib.nullcontext():
+            for y in (jax.jit(f)(x), f(x)):
+                close(y, Y)
+                assert y.sharding.is_equivalent_to(x.sharding, 3)
+            assert set(collectives(f, x)) <= {"all-gather"}
+
+    @pytest.mark.parametrize("spec", [P("b"), P(None, None, "b")], ids=["batch", "last"])
+    def test_derivatives_and_vmap(self, mesh, spec):
+        m = mesh(LINE, AxisType.Explicit)
+        with jax.set_mesh(m):
+            x = put(X, m, spec)
+            gradient = jax.jit(jax.grad(lambda x: jnp.sum(f(x) ** 2)))(x)
+            close(gradient, 2 * transform(Y, SCALE), rtol=1e-4, atol=1e-4)
+            assert gradient.sharding.is_equivalent_to(x.sharding, 3)
+            close(jax.jit(jax.vmap(f, in_axes=1, out_axes=1))(x), Y)
+            close(jax.jit(jax.vmap(f))(x), Y)
+
+    def test_another_axis(self, mesh):
+        m = mesh(LINE, AxisType.Explicit)
+        expected = np.moveaxis(transform(np.moveaxis(X, 0, -1), SCALE), -1, 0)
+        with jax.set_mesh(m):
+            for spec in (P("b"), P(None, "b")):
+                x = put(X, m, spec)
+                y = jax.jit(functools.partial(f, axis=0))(x)
+                close(y, expected)
+                assert y.sharding.is_equivalent_to(x.sharding, 3)
+
+    def test_inplace_with_a_sharded_transform_axis(self, mesh):
+        m = mesh(LINE, AxisType.Explicit)
+        with jax.set_mesh(m):
+            x = put(X, m, P(None, None, "b"))
+            close(jax.jit(functools.partial(f, inplace=True))(x), Y)
+            close(x, X)
+
+    def test_complex(self, mesh):
+        m = mesh(LINE, AxisType.Explicit)
+        with jax.set_mesh(m):
+            for spec in (P("b"), P(None, None, "b")):
+                close(jax.jit(f)(put((X + 1j * X).astype(np.complex64), m, spec)), Y + 1j * Y)
+
+
+class TestShardMap:
+    @auto_and_explicit
+    @pytest.mark.parametrize("check", [True, False], ids=["check-vma", "no-check"])
+    def test_local_rows(self, mesh, kind, check):
+        m = mesh(LINE, kind)
+        local = jax.shard_map(f, mesh=m, in_specs=P("b"), out_specs=P("b"), check_vma=check)
+        with jax.set_mesh(m):
+            x = put(X, m, P("b"))
+            assert collectives(local, x) == []
+            close(jax.jit(local)(x), Y)
+            gradient = jax.grad(lambda x: jnp.sum(local(x) ** 2))
+            close(jax.jit(gradient)(x), 2 * transform(Y, SCALE), rtol=1e-4, atol=1e-4)
+
+    @auto_and_explicit
+    @pytest.mark.parametrize("check", [True, False], ids=["check-vma", "no-check"])
+    def test_derivative_inside(self, mesh, kind, check):
+        m = mesh(LINE, kind)
+        local = jax.shard_map(
+            jax.grad(lambda x: jnp.sum(jnp.sin(f(x)))),
+            mesh=m,
+            in_specs=P("b"),
+            out_specs=P("b"),
+            check_vma=check,
+        )
+        with jax.set_mesh(m):
+            close(jax.jit(local)(put(X, m, P("b"))), transform(np.cos(Y), SCALE), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("check", [True, False], ids=["check-vma", "no-check"])
+    def test_partial_manual(self, mesh, check):
+        m = mesh(SQUARE)
+        local = jax.shard_map(f, mesh=m, in_specs=P("b"), out_specs=P("b"), axis_names={"b"}, check_vma=check)
+        with jax.set_mesh(m):
+            x = put(X, m, P("b", "c"))
+            assert collectives(local, x) == []
+            close(jax.jit(local)(x), Y)
+
+    def test_varying_axes_reach_the_result(self, mesh):
+        # check_vma would refuse this sum if the transform's result did not vary over the mesh.
+        m = mesh(LINE)
+        total = jax.shard_map(
+            lambda x: jax.lax.psum(jnp.sum(f(x) ** 2), "b"), mesh=m, in_specs=P("b"), out_specs=P(), check_vma=True
+        )
+        with jax.set_mesh(m):
+            close(jax.jit(total)(put(X, m, P("b"))), np.sum(Y**2))
+
+    def test_halves_of_a_split_axis(self, mesh):
+        # H_{4 * 4} = H_4 (x) H_4: local transforms and a transform over the devices make the whole.
+        m = mesh(LINE)
+
+        def local(x):
+            y = hadamard(x, scale=1)
+            blocks = jax.lax.all_gather(y, "b", axis=0)
+            return hadamard(blocks, axis=0, scale=1)[jax.lax.axis_index("b")]
+
+        whole = jax.shard_map(local, mesh=m, in_specs=P(None, None, "b"), out_specs=P(None, None, "b"), check_vma=False)
+        close(jax.jit(whole)(put(X, m, P(None, None, "b"))), transform(X, 1))
+
+    def test_spmd_axis_name(self, mesh):
+        m = mesh(LINE)
+        constrain = lambda x: jax.lax.with_sharding_constraint(f(x), NamedSharding(m, P(None, None)))
+        call = jax.vmap(constrain, spmd_axis_name="b")
+        x = put(X, m, P("b"))
+        assert collectives(call, x) == []
+        y = jax.jit(call)(x)
+        close(y, Y)
+        assert y.sharding.is_equivalent_to(x.sharding, 3)
+
+
+@pytest.fixture
+def gspmd():
+    """The partitioner before Shardy, in the versions of JAX that still have the choice."""
+    if not hasattr(jax.config, "jax_use_shardy_partitioner"):
+        yield False
+        return
+    before = jax.config.jax_use_shardy_partitioner
+    jax.config.update("jax_use_shardy_partitioner", False)
+    yield True
+    jax.config.update("jax_use_shardy_partitioner", before)
+
+
+@batch_sharded
+@pytest.mark.usefixtures("gspmd")
+def test_older_partitioner(mesh, grid, spec):
+    x = put(X, mesh(grid), spec)
+    assert collectives(f, x) == []
+    y = jax.jit(f)(x)
+    close(y, Y)
+    assert y.sharding.is_equivalent_to(x.sharding, x.ndim)

@@ -27,7 +27,7 @@ def reference(x, scale):
 def test_error_is_within_the_bound(n, dtype):
     x = normal((rows_for(n), n), dtype)
     y = np.asarray(reference(x, n**-0.5))
-    # XLA on the CPU sums float64 products one after the other, float32 products in a tree.
+    # float64 has no promised bound; XLA's products on the CPU measure up to 1.25 times what float32 is held to.
     limit = 1.5 * bound(dtype, n) if dtype == np.float64 else max(bound(dtype, n), 1.05)
     if dtype != np.float64 or HAS_WIDE_FLOAT64:
         assert error_in_roundings(y, transform(x), dtype) <= limit

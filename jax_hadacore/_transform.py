@@ -34,7 +34,8 @@ def hadamard(x: ArrayLike, *, axis: int = -1, scale: float | None = None, inplac
 
     Raises:
         TypeError: x is not floating or complex, scale is not a static real number, or inplace is not a bool.
-        ValueError: x is a scalar, axis is out of range, or the axis has no supported length.
+        ValueError: x is a scalar, axis is out of range, the axis has no supported length, or scale is not finite or
+            beyond the range of the arithmetic (float64 for float64, else float32).
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,7 +64,7 @@ def hadamard(x: ArrayLike, *, axis: int = -1, scale: float | None = None, inplac
     if not isinstance(n, int):
         raise ValueError(f"hadamard: the transformed axis must have a static size, got {n}.")
     decompose(n)
-    scale = _checked_scale(scale, n)
+    scale = _checked_scale(scale, n, x.dtype)
     y = jnp.moveaxis(x, axis, -1)
     if split := _split_last_axis(y):  # gathers the transformed axis, and splits it again afterwards
         whole = NamedSharding(split.mesh, PartitionSpec(*split.spec[:-1], None))
@@ -83,7 +84,7 @@ def _checked_axis(axis, ndim: int) -> int:
     return axis % ndim
 
 
-def _checked_scale(scale, n: int) -> float:
+def _checked_scale(scale, n: int, dtype) -> float:
     if scale is None:
         return n**-0.5
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
@@ -95,8 +96,13 @@ def _checked_scale(scale, n: int) -> float:
         value = float(scale)
     except OverflowError:  # a huge integer
         value = math.inf
-    if not math.isfinite(value):
-        raise ValueError(f"hadamard: scale must be finite in float64, got {scale}.")
+    # Everything but float64 is scaled in float32.
+    limits = jnp.finfo(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    if value and not limits.smallest_normal <= abs(value) <= limits.max:
+        raise ValueError(
+            f"hadamard: scale must be finite, and 0 or of magnitude {limits.smallest_normal:.3g} to {limits.max:.3g} "
+            f"for {dtype.name}, got {scale}."
+        )
     return value
 
 

@@ -147,12 +147,6 @@ class TestScale:
         assert np.asarray(hadamard(x, scale=0.1)).tolist() == [[0.1, 0.1]]
         assert np.asarray(hadamard(x, scale=1e-300)).tolist() == [[1e-300, 1e-300]]
 
-    @pytest.mark.xfail(reason="the scale is rounded to float32 before it is applied, which makes it 0 or infinite")
-    @pytest.mark.parametrize(("x", "scale"), [(1e30, 1e-50), (1e-30, 1e60), (0.0, 1e60)])
-    def test_beyond_the_range_of_float32(self, x, scale):
-        y = np.asarray(hadamard(np.array([[x, 0]], np.float32), scale=scale))
-        np.testing.assert_allclose(y, np.full((1, 2), x * scale), rtol=1e-6)
-
     def test_zero(self):
         assert not np.asarray(hadamard(normal((3, 16), np.float32), scale=0)).any()
 

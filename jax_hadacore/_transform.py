@@ -98,10 +98,11 @@ def _checked_scale(scale, n: int, dtype) -> float:
         value = math.inf
     # Everything but float64 is scaled in float32.
     limits = jnp.finfo(jnp.float64 if dtype == jnp.float64 else jnp.float32)
-    if value and not limits.smallest_normal <= abs(value) <= limits.max:
+    smallest, largest = float(limits.smallest_normal), float(limits.max)
+    if value and not smallest <= abs(value) <= largest:
         raise ValueError(
-            f"hadamard: scale must be finite, and 0 or of magnitude {limits.smallest_normal:.3g} to {limits.max:.3g} "
-            f"for {dtype.name}, got {scale}."
+            f"hadamard: scale must be finite, and 0 or of magnitude {smallest:.3g} to {largest:.3g} for {dtype.name}, "
+            f"got {scale}."
         )
     return value
 

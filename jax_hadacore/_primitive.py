@@ -16,7 +16,7 @@ hadamard_p.def_impl(functools.partial(xla.apply_primitive, hadamard_p))
 
 # The CUDA kernel transforms 16-bit rows up to this length in one pass. Longer ones take two, with a float32 workspace
 # between them; it is a result of the call, because XLA owns all memory.
-_CUDA_ONE_PASS = 8192
+_CUDA_ONE_PASS = 32768
 
 
 @hadamard_p.def_abstract_eval

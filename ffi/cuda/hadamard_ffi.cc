@@ -1,5 +1,9 @@
 // hadamard_ffi.cc: the CUDA transform as an XLA custom call.
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <set>
 #include <string>
 
 #include "../arguments.h"
@@ -12,8 +16,18 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-bool NeedsWorkspace(const Problem& problem) {
-  return problem.n > kOnePass && (problem.dtype == Dtype::kF16 || problem.dtype == Dtype::kBF16);
+// With JAX_HADACORE_DEBUG=1, prints each plan once.
+void Debug(const Problem& problem, const Buffers& buffers) {
+  static const bool enabled = [] {
+    const char* value = std::getenv("JAX_HADACORE_DEBUG");
+    return value && std::string(value) == "1";
+  }();
+  if (!enabled) return;
+  static std::mutex mutex;
+  static std::set<std::string> printed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const std::string& line : DescribePlan(problem, buffers))
+    if (printed.insert(line).second) std::fprintf(stderr, "jax_hadacore: %s\n", line.c_str());
 }
 
 // Only enqueues on the stream: no allocation, no synchronisation, the same launches for the same arguments, so XLA may
@@ -32,7 +46,9 @@ ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::Result<ffi::AnyB
                                          " elements need a float32 workspace of the operand's shape");
     workspace = (*buffer)->untyped_data();
   }
-  const cudaError_t error = Launch(*problem, x.untyped_data(), y->untyped_data(), workspace, stream);
+  const Buffers buffers = {x.untyped_data(), y->untyped_data(), workspace};
+  Debug(*problem, buffers);
+  const cudaError_t error = Enqueue(*problem, buffers, stream);
   if (error != cudaSuccess)
     return ffi::Error::Internal("jax_hadacore: rows=" + std::to_string(problem->rows) +
                                 " n=" + std::to_string(problem->n) + ": " + cudaGetErrorString(error));

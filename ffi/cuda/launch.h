@@ -1,20 +1,44 @@
-// launch.h: enqueues the transform on a CUDA stream. Host code that needs no CUDA compiler.
+// launch.h: chooses and enqueues the kernels of a transform. Host code that needs no CUDA compiler.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <string>
+#include <vector>
 
 #include "../problem.h"
+#include "work.h"
 
 namespace jax_hadacore::cuda {
 
-// The longest row of 16-bit elements that is transformed in one pass. A longer one needs a float32 workspace of the
+// The longest row that is transformed in one pass. A longer one of 16-bit elements needs a float32 workspace of the
 // operand's shape between its two passes; float32 and float64 rows use the result for that.
-constexpr int64_t kOnePass = 8192;
+constexpr int64_t kOnePass = 32768;
 
-// Enqueues the transform of x into y and returns the launch's status. `workspace` may be null where none is needed.
-cudaError_t Launch(const Problem& problem, const void* x, void* y, void* workspace, cudaStream_t stream);
+// Whether a transform needs a workspace: decided by the type and the length alone, when a program is lowered.
+bool NeedsWorkspace(const Problem& problem);
+
+struct Buffers {
+  const void* x;
+  void* y;
+  void* workspace;  // null where none is needed
+};
+
+// One kernel launch.
+struct Launch {
+  Kernel kernel;
+  Work work;
+  int64_t blocks;
+};
+
+// The launches that transform a problem on a GPU with that many multiprocessors.
+std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, int processors);
+
+// Enqueues the transform on the current device's stream and returns the launches' status.
+cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream);
+
+// The plan on the current device for people, one line a launch.
+std::vector<std::string> DescribePlan(const Problem& problem, const Buffers& buffers);
 
 // Why the kernels cannot run on this machine, or an empty string. Looks at the driver only: touches no device.
 std::string DriverProblem();

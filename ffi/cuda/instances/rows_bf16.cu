@@ -1,0 +1,7 @@
+// rows_bf16.cu: the kernels of bfloat16 rows.
+#include "../rows_table.cuh"
+
+namespace jax_hadacore::cuda {
+template Kernel RowsKernel<BF16, BF16>(int, bool);
+template Kernel RowsKernel<BF16, float>(int, bool);
+}  // namespace jax_hadacore::cuda

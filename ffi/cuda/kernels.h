@@ -1,0 +1,32 @@
+// kernels.h: the kernels that the instances provide, looked up by the host.
+#pragma once
+
+#include "work.h"
+
+namespace jax_hadacore::cuda {
+
+struct F16;
+struct BF16;
+
+// Rows of 2^bits <= 2^15 elements of one type, with float32 results of 2^15 16-bit elements besides. `aligned`: the
+// buffers are aligned to 16 bytes.
+template <typename In, typename Out>
+Kernel RowsKernel(int bits, bool aligned);
+
+extern template Kernel RowsKernel<F16, F16>(int, bool);
+extern template Kernel RowsKernel<F16, float>(int, bool);
+extern template Kernel RowsKernel<BF16, BF16>(int, bool);
+extern template Kernel RowsKernel<BF16, float>(int, bool);
+extern template Kernel RowsKernel<float, float>(int, bool);
+
+// Vectors of any stride, up to kSharedVector elements, by butterflies in shared memory: rows of doubles, and columns.
+constexpr int64_t kSharedVector = 8192;
+template <typename A, typename Out>
+Kernel SharedKernel(int64_t n);
+
+extern template Kernel SharedKernel<float, F16>(int64_t);
+extern template Kernel SharedKernel<float, BF16>(int64_t);
+extern template Kernel SharedKernel<float, float>(int64_t);
+extern template Kernel SharedKernel<double, double>(int64_t);
+
+}  // namespace jax_hadacore::cuda

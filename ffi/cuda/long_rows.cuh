@@ -37,13 +37,20 @@ __device__ __forceinline__ void LoadVector(float (&v)[kWidth], const float* from
   }
 }
 
+// Whether there are registers to load a row while another is transformed. Elsewhere ptxas would spill some.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+constexpr bool kRoomToPrefetch = true;
+#else
+constexpr bool kRoomToPrefetch = false;
+#endif
+
 // A block owns work.per_block consecutive rows. kAligned: x and y are aligned to 16 bytes.
 template <typename In, typename Out, typename Shape, bool kAligned>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) LongRows(const Work work) {
   using InStorage = typename Element<In>::Storage;
   using OutStorage = typename Element<Out>::Storage;
   constexpr int kN = 1 << Shape::kBits, kWarps = Shape::kWarps, kFragments = Shape::kFragments;
-  constexpr bool kPrefetch = Shape::kPrefetch && kAligned;  // element by element it would take too many registers
+  constexpr bool kPrefetch = Shape::kPrefetch && kAligned && kRoomToPrefetch;
   constexpr int kChunk = kFragments * kFragment;
   constexpr int kPart = kChunk / Shape::kParts;  // elements of a chunk in one part of the exchange
   constexpr int kPartFragments = kFragments / Shape::kParts;

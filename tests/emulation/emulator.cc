@@ -1,0 +1,428 @@
+// emulator.cc: launches kernels on the host, and watches every access to memory. A block's threads are fibers of one
+// thread of the host, each running until it waits for others, so a launch does the same every time.
+//
+// The kernels are compiled with -fsanitize=thread and -fsanitize=alignment,bounds,... but the functions that such code
+// calls before each access are the ones at the end of this file. They find accesses outside the operands, races within
+// a block and between blocks, and shared memory that is read before it is written.
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/launch.h"
+#include "device.h"
+#include "warp.h"
+
+namespace emulation {
+namespace {
+
+using jax_hadacore::cuda::Work;
+
+constexpr int kWarp = 32, kMaxThreads = 1024;
+constexpr size_t kStack = 64 * 1024, kMaxShared = 96 * 1024;
+
+}  // namespace
+}  // namespace emulation
+
+// The kernels' shared memory, by the names that they give it. Each name has its own: no kernel uses two.
+namespace jax_hadacore::cuda {
+alignas(128) float exchange[emulation::kMaxShared / sizeof(float)];
+alignas(128) double shared[emulation::kMaxShared / sizeof(double)];
+}  // namespace jax_hadacore::cuda
+
+namespace emulation {
+namespace {
+
+// The order in which a block's warps run, each as far as it gets alone, and in which a warp's lanes do.
+enum Schedule { kForward, kReverse, kShuffled };
+
+struct Thread {
+  enum { kReady, kMeeting, kAtBarrier, kDone } state;
+  std::unique_ptr<char[]> stack;
+  ucontext_t start;
+  bool started;
+  jmp_buf place;  // where it waits
+  const Collective* collective;
+  void* argument;
+};
+
+// Who accessed a place last. Serial numbers count through a whole run: a phase lasts from one barrier to the next.
+struct Access {
+  uint32_t launch = 0, block = 0, phase = 0, thread = 0;
+};
+constexpr uint32_t kSeveral = UINT32_MAX;
+
+// The accesses to a piece of memory, of as many bytes as the smallest access to it.
+struct Place {
+  Access write, read;
+};
+
+struct Memory {
+  std::string name;
+  uintptr_t begin, end;
+  bool read, written;  // what has to be done to all of it; it may be written only where it has to be
+  bool shared;
+  size_t unit;
+  std::vector<Place> places;
+};
+
+std::vector<Thread> threads(kMaxThreads);
+jmp_buf scheduler;
+Thread* current;
+void (*kernel)(Work);
+Work work;
+unsigned block_index;
+uint32_t launch, block, phase;
+std::vector<Memory> memories;
+std::map<const void*, int> shared_limits;
+int processors;
+int schedule;
+std::string error;
+
+int ThreadNumber() { return static_cast<int>(current - threads.data()); }
+
+// Contexts only start threads: switching by jumps is many times as fast, as it leaves signal masks alone.
+void Suspend() {
+  if (!_setjmp(current->place)) _longjmp(scheduler, 1);
+}
+
+void Enter() {
+  kernel(work);
+  current->state = Thread::kDone;
+  Suspend();
+}
+
+void Resume(Thread& thread) {
+  current = &thread;
+  if (!_setjmp(scheduler)) {
+    if (thread.started) _longjmp(thread.place, 1);
+    thread.started = true;
+    setcontext(&thread.start);
+  }
+  current = nullptr;
+}
+
+std::vector<int> Order(int count, std::minstd_rand& random) {
+  std::vector<int> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  if (schedule == kReverse) std::reverse(order.begin(), order.end());
+  if (schedule >= kShuffled) std::shuffle(order.begin(), order.end(), random);
+  return order;
+}
+
+bool AllMeet(const Thread* lanes) {
+  return std::all_of(lanes, lanes + kWarp, [&](const Thread& lane) {
+    return lane.state == Thread::kMeeting && lane.collective == lanes->collective;
+  });
+}
+
+// Runs a warp until none of its lanes can go on without other warps.
+void RunWarp(Thread* lanes, std::minstd_rand& random) {
+  const std::vector<int> order = Order(kWarp, random);
+  while (true) {
+    for (const int lane : order) {
+      if (lanes[lane].state == Thread::kReady) Resume(lanes[lane]);
+      if (!error.empty()) return;
+    }
+    if (!AllMeet(lanes)) return;
+    void* arguments[kWarp];
+    for (int lane = 0; lane < kWarp; ++lane) {
+      arguments[lane] = lanes[lane].argument;
+      lanes[lane].state = Thread::kReady;
+    }
+    lanes->collective->run(arguments);
+  }
+}
+
+std::string Describe(const Thread& thread) {
+  switch (thread.state) {
+    case Thread::kDone: return "has returned";
+    case Thread::kAtBarrier: return "is at __syncthreads";
+    case Thread::kMeeting: return std::string("is at ") + thread.collective->name;
+    case Thread::kReady: break;
+  }
+  return "can run";
+}
+
+void RunBlock(int count) {
+  for (int i = 0; i < count; ++i) {
+    Thread& thread = threads[static_cast<size_t>(i)];
+    thread.state = Thread::kReady;
+    if (!thread.stack) thread.stack = std::make_unique<char[]>(kStack);
+    thread.started = false;
+    getcontext(&thread.start);
+    thread.start.uc_stack.ss_sp = thread.stack.get();
+    thread.start.uc_stack.ss_size = kStack;
+    thread.start.uc_link = nullptr;
+    makecontext(&thread.start, Enter, 0);
+  }
+  std::minstd_rand random(static_cast<unsigned>(schedule));
+  const auto all = [&](auto state) {
+    return std::all_of(threads.begin(), threads.begin() + count, [&](auto& thread) { return thread.state == state; });
+  };
+  ++block;
+  while (true) {
+    ++phase;
+    for (const int warp : Order(count / kWarp, random)) {
+      RunWarp(&threads[static_cast<size_t>(warp * kWarp)], random);
+      if (!error.empty()) return;
+    }
+    if (all(Thread::kDone)) return;
+    if (!all(Thread::kAtBarrier)) break;
+    for (int i = 0; i < count; ++i) threads[static_cast<size_t>(i)].state = Thread::kReady;
+  }
+  int other = 0;
+  while (other + 1 < count && Describe(threads[static_cast<size_t>(other)]) == Describe(threads[0])) ++other;
+  error = "block " + std::to_string(block_index) + " is stuck: thread 0 " + Describe(threads[0]) + ", thread " +
+          std::to_string(other) + " " + Describe(threads[static_cast<size_t>(other)]);
+}
+
+void Watch(const Memory& memory) {
+  for (Memory& other : memories)
+    if (other.begin == memory.begin && memory.begin != memory.end) {  // in place
+      other.written |= memory.written;
+      return;
+    }
+  memories.push_back(memory);
+  memories.back().places.resize((memory.end - memory.begin) / memory.unit);
+}
+
+Memory Operand(const char* name, const void* begin, size_t bytes, bool read, bool written, size_t unit) {
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  return {name, address, address + bytes, read, written, false, unit, {}};
+}
+
+Memory Shared(const void* begin, size_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  return {"shared memory", address, address + bytes, true, true, true, sizeof(float), {}};
+}
+
+// That no access is missing, neither in a kernel nor among those that it is compiled to report.
+void CheckComplete(const Memory& memory) {
+  for (const Place& place : memory.places)
+    if ((memory.read && !place.read.block) || (memory.written && !place.write.block)) {
+      error = memory.name + " is not " + (memory.read && !place.read.block ? "read" : "written") + " at byte " +
+              std::to_string(static_cast<size_t>(&place - memory.places.data()) * memory.unit);
+      return;
+    }
+}
+
+[[noreturn]] void FailAt(const Memory& memory, uintptr_t address, bool write, const std::string& why) {
+  Fail((write ? "write to " : "read of ") + memory.name + " at byte " +
+       std::to_string(static_cast<int64_t>(address - memory.begin)) + " " + why);
+}
+
+// Whether two threads of the running launch access the same place, and nothing puts one access before the other.
+bool Races(const Memory& memory, const Access& before, const Access& now) {
+  if (memory.shared) return before.block == now.block && before.phase == now.phase && before.thread != now.thread;
+  if (before.launch != now.launch) return false;
+  return before.block != now.block || (before.phase == now.phase && before.thread != now.thread);
+}
+
+void OnAccess(const void* to, size_t bytes, bool write) {
+  if (!current) return;
+  const auto address = reinterpret_cast<uintptr_t>(to), end = address + bytes;
+  const auto stack = reinterpret_cast<uintptr_t>(current->stack.get());
+  if (address >= stack && end <= stack + kStack) return;
+
+  const auto found = std::find_if(memories.begin(), memories.end(),
+                                  [&](const Memory& memory) { return address >= memory.begin && end <= memory.end; });
+  if (found == memories.end()) {
+    const Memory* nearest = nullptr;
+    for (const Memory& memory : memories)
+      if (!nearest || std::min(address - memory.begin, memory.begin - address) <
+                          std::min(address - nearest->begin, nearest->begin - address))
+        nearest = &memory;
+    FailAt(*nearest, address, write, "is outside its " + std::to_string(nearest->end - nearest->begin) + " bytes");
+  }
+  if (write && !found->written) FailAt(*found, address, write, "which is only read");
+
+  const Access now = {launch, block, phase, static_cast<uint32_t>(ThreadNumber())};
+  for (size_t i = (address - found->begin) / found->unit; i * found->unit < end - found->begin; ++i) {
+    Place& place = found->places[i];
+    if (found->shared && !write && place.write.block != block) FailAt(*found, address, write, "before it is written");
+    if (Races(*found, place.write, now) || (write && Races(*found, place.read, now))) {
+      const bool with_write = Races(*found, place.write, now);
+      const uint32_t other = with_write ? place.write.thread : place.read.thread;
+      FailAt(*found, address, write,
+             std::string("races with a ") + (with_write ? "write" : "read") + " by thread " +
+                 (other == kSeveral ? "?" : std::to_string(other)));
+    }
+    if (write) {
+      place.write = now;
+    } else {
+      // Of several threads that read in the same phase, or several blocks, no write may follow by any one of them.
+      Access read = now;
+      if (Races(*found, place.read, now)) read.thread = kSeveral;
+      if (!found->shared && place.read.launch == launch && place.read.block != block) read.block = kSeveral;
+      place.read = read;
+    }
+  }
+}
+
+}  // namespace
+
+Index ThreadIndex() { return {static_cast<unsigned>(ThreadNumber())}; }
+Index BlockIndex() { return {block_index}; }
+
+void Meet(const Collective& collective, void* argument) {
+  current->state = Thread::kMeeting;
+  current->collective = &collective;
+  current->argument = argument;
+  Suspend();
+}
+
+void Fail(const std::string& message) {
+  if (!current) throw std::logic_error(message);
+  error = "block " + std::to_string(block_index) + " thread " + std::to_string(ThreadNumber()) + ": " + message;
+  while (true) Suspend();
+}
+
+void CheckAligned(const void* address, size_t size) {
+  if (reinterpret_cast<uintptr_t>(address) % size)
+    Fail("a vector access to an address that is not aligned to its size");
+}
+
+}  // namespace emulation
+
+void __syncthreads() {
+  using namespace emulation;
+  current->state = Thread::kAtBarrier;
+  Suspend();
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emulation::processors;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
+
+cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute, int value) {
+  emulation::shared_limits[function] = value;
+  return cudaSuccess;
+}
+
+const char* cudaGetErrorString(cudaError_t) { return emulation::error.c_str(); }
+
+cudaError_t cudaLaunchKernel(const void* function, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes,
+                             cudaStream_t) {
+  using namespace emulation;
+  const auto limit = shared_limits.find(function);
+  if (blocks.x == 0 || blocks.x > INT32_MAX || threads.x == 0 || threads.x > kMaxThreads || threads.x % kWarp ||
+      shared_bytes > (limit == shared_limits.end() ? 48u * 1024 : static_cast<size_t>(limit->second)) ||
+      shared_bytes > kMaxShared) {
+    error = "launch of " + std::to_string(blocks.x) + " blocks of " + std::to_string(threads.x) + " threads and " +
+            std::to_string(shared_bytes) + " bytes of shared memory";
+    return cudaErrorInvalidConfiguration;
+  }
+  kernel = reinterpret_cast<void (*)(Work)>(const_cast<void*>(function));
+  work = *static_cast<const Work*>(arguments[0]);
+  ++launch;
+  // Where memory was not written it holds NaN, should a read of it go unnoticed.
+  std::memset(jax_hadacore::cuda::exchange, 0xff, kMaxShared);
+  std::memset(jax_hadacore::cuda::shared, 0xff, kMaxShared);
+  Watch(Shared(jax_hadacore::cuda::exchange, shared_bytes));
+  Watch(Shared(jax_hadacore::cuda::shared, shared_bytes));
+  for (block_index = 0; block_index < blocks.x && error.empty(); ++block_index) RunBlock(static_cast<int>(threads.x));
+  memories.erase(std::remove_if(memories.begin(), memories.end(), [](const Memory& memory) { return memory.shared; }),
+                 memories.end());
+  return error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+// What tests/test_emulation.py calls through ctypes.
+extern "C" {
+
+struct PlannedLaunch {
+  int64_t blocks, threads, shared_bytes, per_block, count, n, stride;
+};
+
+// Stores up to two launches of a transform of aligned buffers, and returns how many there are.
+int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, PlannedLaunch* launches) {
+  using namespace jax_hadacore;
+  int count = 0;
+  for (const cuda::Launch& launch : cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, processors)) {
+    const auto& [kernel, work, blocks] = launch;
+    launches[count++] = {blocks, kernel.threads, kernel.shared_bytes, work.per_block, work.count, work.n, work.stride};
+  }
+  return count;
+}
+
+int emulation_needs_workspace(int dtype, int64_t n) {
+  return jax_hadacore::cuda::NeedsWorkspace({static_cast<jax_hadacore::Dtype>(dtype), n, 1, 1});
+}
+
+// Runs the transform and returns what went wrong, or an empty string.
+const char* emulation_run(int dtype, int64_t n, int64_t rows, double scale, const void* x, void* y, void* workspace,
+                          int processors, int schedule) {
+  using namespace jax_hadacore;
+  constexpr size_t kItemSizes[] = {2, 2, 4, 8};
+  const size_t size = kItemSizes[dtype], count = static_cast<size_t>(rows * n);
+  emulation::error.clear();
+  emulation::memories.clear();
+  emulation::Watch(emulation::Operand("x", x, count * size, true, false, size));
+  emulation::Watch(emulation::Operand("y", y, count * size, false, true, size));
+  if (workspace)
+    emulation::Watch(emulation::Operand("the workspace", workspace, count * sizeof(float), true, true, sizeof(float)));
+  emulation::processors = processors;
+  emulation::schedule = schedule;
+  const cudaError_t status = cuda::Enqueue({static_cast<Dtype>(dtype), n, rows, scale}, {x, y, workspace}, nullptr);
+  if (status != cudaSuccess && emulation::error.empty()) emulation::error = "invalid configuration";
+  for (const emulation::Memory& memory : emulation::memories)
+    if (emulation::error.empty()) CheckComplete(memory);
+  return emulation::error.c_str();
+}
+
+// What code compiled with -fsanitize=thread calls. It never includes the host's own threads.
+#define ACCESSES(size)                                                                 \
+  void __tsan_read##size(void* address) { emulation::OnAccess(address, size, false); } \
+  void __tsan_write##size(void* address) { emulation::OnAccess(address, size, true); }
+ACCESSES(1)
+ACCESSES(2)
+ACCESSES(4)
+ACCESSES(8)
+ACCESSES(16)
+#undef ACCESSES
+void __tsan_read_range(void* address, size_t bytes) { emulation::OnAccess(address, bytes, false); }
+void __tsan_write_range(void* address, size_t bytes) { emulation::OnAccess(address, bytes, true); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+
+// And with -fsanitize=undefined; the arguments, which differ, begin with a source location.
+#define UNDEFINED(what)                                                                                 \
+  void __ubsan_handle_##what(const char* const* file) {                                                 \
+    uint32_t line;                                                                                      \
+    std::memcpy(&line, file + 1, sizeof line);                                                          \
+    emulation::Fail(std::string(*file) + ":" + std::to_string(line) + ": undefined behaviour: " #what); \
+  }
+UNDEFINED(type_mismatch_v1)
+UNDEFINED(out_of_bounds)
+UNDEFINED(shift_out_of_bounds)
+UNDEFINED(add_overflow)
+UNDEFINED(sub_overflow)
+UNDEFINED(mul_overflow)
+UNDEFINED(negate_overflow)
+UNDEFINED(divrem_overflow)
+UNDEFINED(pointer_overflow)
+#undef UNDEFINED
+}

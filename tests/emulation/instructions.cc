@@ -1,0 +1,181 @@
+// instructions.cc: what single instructions compute, written from PTX's documentation and from nothing in ffi/.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "device.h"
+#include "ptx.cuh"
+#include "warp.h"
+
+namespace emulation {
+namespace {
+
+struct Format {
+  int mantissa;  // stored bits
+  int lowest;    // exponent of the smallest subnormal
+  uint16_t infinity;
+};
+constexpr Format kFormats[] = {{10, -24, 0x7c00}, {7, -133, 0x7f80}};
+const Format& FormatOf(Half type) { return kFormats[static_cast<int>(type)]; }
+
+// cvt.rn: to nearest even, subnormals kept, every NaN becomes 0x7fff.
+uint16_t Round(Half type, double v) {
+  const Format& format = FormatOf(type);
+  if (std::isnan(v)) return 0x7fff;
+  const uint16_t sign = std::signbit(v) ? 0x8000 : 0;
+  if (v == 0) return sign;
+  if (std::isinf(v)) return sign | format.infinity;
+  const int unit = std::max(std::ilogb(v) - format.mantissa, format.lowest);
+  const auto units = static_cast<int>(std::nearbyint(std::ldexp(std::fabs(v), -unit)));
+  // The exponent's field counts units, less one where the leading bit, which is not stored, carries into it.
+  const int code = ((unit - format.lowest) << format.mantissa) + units;
+  return sign | static_cast<uint16_t>(std::min(code, int{format.infinity}));
+}
+
+double Widen(Half type, uint32_t half) {
+  const Format& format = FormatOf(type);
+  const int magnitude = half & 0x7fff, field = magnitude >> format.mantissa, one = 1 << format.mantissa;
+  double v;
+  if (magnitude >= format.infinity) {
+    v = magnitude == format.infinity ? HUGE_VAL : std::nan("");
+  } else {
+    v = std::ldexp(field ? magnitude % one + one : magnitude, format.lowest + (field ? field - 1 : 0));
+  }
+  return half & 0x8000 ? -v : v;
+}
+
+double Widen(Half type, uint32_t packed, int i) { return Widen(type, packed >> (16 * i) & 0xffff); }
+
+// sum + a[0] b[0] + ... + a[15] b[15] as tensor cores do it, in the coarsest way that was measured on any: all terms
+// cut off below the 24th bit of the largest, summed exactly, and the sum cut off to float32 (Fasi, Higham, Mikaitis and
+// Pranesh, Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7:e330).
+float Dot(const double (&a)[16], const double (&b)[16], double sum) {
+  double terms[17], largest = 0, plain = 0;
+  for (int k = 0; k < 17; ++k) {
+    terms[k] = k < 16 ? a[k] * b[k] : sum;
+    largest = std::max(largest, std::fabs(terms[k]));
+    plain += terms[k];
+  }
+  if (!std::isfinite(plain) || largest == 0) return static_cast<float>(plain);
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(largest) - 23, -149)), units_in_one = 1 / unit;
+  int64_t units = 0;
+  for (const double term : terms) units += static_cast<int64_t>(term * units_in_one);
+  const double exact = static_cast<double>(units) * unit;
+  const auto nearest = static_cast<float>(exact);
+  return std::fabs(nearest) > std::fabs(exact) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// mma.sync.aligned.m16n8k16.row.col.f32.{f16,bf16}.{f16,bf16}.f32 of one lane.
+struct Operands {
+  Half type;
+  float* d;           // d0 to d3
+  const uint32_t* a;  // a0 and a1 in the first register, ...
+  uint32_t b[2];
+};
+
+// "Matrix Fragments for mma.m16n8k16 with floating point type".
+void MultiplyMatrices(void* const (&arguments)[32]) {
+  double a[16][16], b[8][16], c[16][8];  // b by columns
+  const auto each_result = [&](auto visit) {
+    for (int lane = 0; lane < 32; ++lane) {
+      const int group = lane >> 2, in_group = lane % 4;
+      for (int i = 0; i < 4; ++i)
+        visit(static_cast<Operands*>(arguments[lane])->d[i], i < 2 ? group : group + 8, in_group * 2 + (i & 1));
+    }
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& operands = *static_cast<const Operands*>(arguments[lane]);
+    const int group = lane >> 2, in_group = lane % 4;
+    for (int i = 0; i < 8; ++i) {
+      const int row = (0 <= i && i < 2) || (4 <= i && i < 6) ? group : group + 8;
+      const int column = i < 4 ? in_group * 2 + (i & 1) : in_group * 2 + (i & 1) + 8;
+      a[row][column] = Widen(operands.type, operands.a[i / 2], i % 2);
+    }
+    for (int i = 0; i < 4; ++i) {
+      const int row = i < 2 ? in_group * 2 + (i & 1) : in_group * 2 + (i & 1) + 8;
+      b[group][row] = Widen(operands.type, operands.b[i / 2], i % 2);
+    }
+  }
+  each_result([&](float d, int row, int column) { c[row][column] = d; });
+  each_result([&](float& d, int row, int column) { d = Dot(a[row], b[column], c[row][column]); });
+}
+
+constexpr Collective kMultiplyMatrices[] = {{"mma f16", MultiplyMatrices}, {"mma bf16", MultiplyMatrices}};
+
+}  // namespace
+
+uint32_t Pack(Half type, float low, float high) {
+  return Round(type, low) | static_cast<uint32_t>(Round(type, high)) << 16;
+}
+
+uint32_t PackedFma(Half type, uint32_t a, uint32_t b, uint32_t sum) {
+  uint32_t result = 0;
+  for (int i = 0; i < 2; ++i) {
+    const double v = std::fma(Widen(type, a, i), Widen(type, b, i), Widen(type, sum, i));
+    result |= static_cast<uint32_t>(Round(type, v)) << (16 * i);
+  }
+  return result;
+}
+
+void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  Operands operands = {type, d, a, {b0, b1}};
+  Meet(kMultiplyMatrices[static_cast<int>(type)], &operands);
+}
+
+}  // namespace emulation
+
+namespace {
+
+void CheckMask(unsigned mask) {
+  if (mask != 0xffffffffu) emulation::Fail("a collective of a part of a warp");
+}
+
+struct Shuffle {
+  int lane_mask;
+  float value, result;
+};
+
+void ShuffleXor(void* const (&arguments)[32]) {
+  for (int lane = 0; lane < 32; ++lane) {
+    auto& own = *static_cast<Shuffle*>(arguments[lane]);
+    own.result = static_cast<const Shuffle*>(arguments[(lane ^ own.lane_mask) % 32])->value;
+  }
+}
+
+struct Vote {
+  int predicate;
+  unsigned result;
+};
+
+void Ballot(void* const (&arguments)[32]) {
+  unsigned lanes = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (static_cast<const Vote*>(arguments[lane])->predicate) lanes |= 1u << lane;
+  for (void* argument : arguments) static_cast<Vote*>(argument)->result = lanes;
+}
+
+constexpr emulation::Collective kShuffleXor = {"shfl.xor", ShuffleXor}, kAny = {"vote.any", Ballot},
+                                kBallot = {"vote.ballot", Ballot};
+
+}  // namespace
+
+float __shfl_xor_sync(unsigned mask, float value, int lane_mask) {
+  CheckMask(mask);
+  Shuffle shuffle = {lane_mask, value, 0};
+  emulation::Meet(kShuffleXor, &shuffle);
+  return shuffle.result;
+}
+
+int __any_sync(unsigned mask, int predicate) {
+  CheckMask(mask);
+  Vote vote = {predicate, 0};
+  emulation::Meet(kAny, &vote);
+  return vote.result != 0;
+}
+
+unsigned __ballot_sync(unsigned mask, int predicate) {
+  CheckMask(mask);
+  Vote vote = {predicate, 0};
+  emulation::Meet(kBallot, &vote);
+  return vote.result;
+}

@@ -1,0 +1,333 @@
+"""The CUDA kernels, compiled for the host and run by tests/emulation: values, races, memory bounds, launch geometry."""
+
+import ctypes
+import math
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import DTYPES, HALVES, KINDS, assert_same_bits, data, dtypes, halves, lengths, normal, rng, rows_for
+from oracle import HAS_WIDE_FLOAT64, bound, dense, error_in_roundings, round_to, signs, transform
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="the kernels are emulated by g++ on Linux"
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+EMULATION = ROOT / "tests" / "emulation"
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas"]
+UNDEFINED = "alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,pointer-overflow"
+KERNEL_FLAGS = ["-fno-exceptions", "-fsanitize=thread", f"-fsanitize={UNDEFINED}", "-include", EMULATION / "device.h"]
+
+FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = DTYPES
+LENGTHS = tuple(2**k for k in range(18))
+SHORT = LENGTHS[:12]  # rows that one warp holds
+MANY_PROCESSORS = 1000  # a block takes one row
+REVERSE = 1
+SCHEDULES = (REVERSE, 2, 3)  # of a block's threads: the reverse of the default, and shuffled
+MAX_SHARED = 96 * 1024
+REDZONE = 4096
+CANARY = 0xCB
+
+
+def build(folder):
+    """Compiles the emulator with the kernels, of which only the wrappers of single instructions are replaced."""
+    shutil.copytree(ROOT / "ffi", folder / "ffi")
+    shutil.copy(EMULATION / "ptx.cuh", folder / "ffi" / "cuda")
+    cuda = folder / "ffi" / "cuda"
+    sources = [*(cuda / "instances").glob("*.cu"), cuda / "launch.cc", *EMULATION.glob("*.cc")]
+
+    def run(*command):
+        done = subprocess.run(["g++", *FLAGS, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def compile_one(source):
+        target = folder / f"{source.stem}.o"
+        more = KERNEL_FLAGS if source.suffix == ".cu" else []
+        run(*more, f"-I{EMULATION}", f"-I{folder / 'ffi'}", "-x", "c++", "-c", source, "-o", target)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    library = folder / "emulator.so"
+    run("-shared", "-Wl,-z,defs", *objects, "-o", library)
+    return library
+
+
+class Launch(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("blocks", "threads", "shared_bytes", "per_block", "count", "n", "stride")
+    ]
+
+
+class Guarded(NamedTuple):
+    """An array, and the bytes around it that nothing may touch."""
+
+    array: np.ndarray
+    raw: np.ndarray
+
+    @classmethod
+    def empty(cls, shape, dtype, offset=0):
+        """An array that starts `offset` elements behind a multiple of 16 bytes, filled with NaN."""
+        size = math.prod(shape) * dtype.itemsize
+        raw = np.full(size + 2 * REDZONE + 16, CANARY, np.uint8)
+        start = REDZONE + -(raw.ctypes.data + REDZONE) % 16 + offset * dtype.itemsize
+        raw[start : start + size] = 0xFF
+        return cls(raw[start : start + size].view(dtype).reshape(shape), raw)
+
+    def assert_guards_are_whole(self):
+        start = self.array.ctypes.data - self.raw.ctypes.data
+        assert (self.raw[:start] == CANARY).all()
+        assert (self.raw[start + self.array.nbytes :] == CANARY).all()
+
+
+class Emulator:
+    def __init__(self, library):
+        self._library = ctypes.CDLL(library)
+        self._library.emulation_run.restype = ctypes.c_char_p
+
+    def plan(self, dtype, n, rows, processors=MANY_PROCESSORS):
+        launches = (Launch * 2)()
+        count = self._library.emulation_plan(
+            DTYPES.index(dtype), ctypes.c_int64(n), ctypes.c_int64(rows), processors, launches
+        )
+        return launches[:count]
+
+    def __call__(self, x, scale=None, *, inplace=False, offsets=(0, 0), processors=MANY_PROCESSORS, schedule=0):
+        """Transforms the rows of x. `offsets` from alignment are in elements."""
+        rows, n = x.shape
+        operand = Guarded.empty(x.shape, x.dtype, offsets[0])
+        operand.array[:] = x
+        result = operand if inplace else Guarded.empty(x.shape, x.dtype, offsets[1])
+        guarded = [operand, result]
+        workspace = None
+        if self._library.emulation_needs_workspace(DTYPES.index(x.dtype), ctypes.c_int64(n)):
+            guarded.append(Guarded.empty(x.shape, FLOAT32))
+            workspace = guarded[-1].array.ctypes
+        failure = self._library.emulation_run(
+            DTYPES.index(x.dtype),
+            ctypes.c_int64(n),
+            ctypes.c_int64(rows),
+            ctypes.c_double(n**-0.5 if scale is None else scale),
+            operand.array.ctypes,
+            result.array.ctypes,
+            workspace,
+            processors,
+            schedule,
+        )
+        assert failure == b"", failure.decode()
+        for each in guarded:
+            each.assert_guards_are_whole()
+        if not inplace:
+            assert_same_bits(operand.array, x)
+        return result.array
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory):
+    return Emulator(build(tmp_path_factory.mktemp("emulation")))
+
+
+def assert_within_bound(y, x, scale=None):
+    if y.dtype == FLOAT64 and not HAS_WIDE_FLOAT64:
+        np.testing.assert_allclose(y, transform(x, scale), rtol=0, atol=1e-15 * math.sqrt(np.sum(x * x)))
+        return
+    assert error_in_roundings(y, transform(x, scale), y.dtype) <= bound(y.dtype, x.shape[-1])
+
+
+class TestValues:
+    @dtypes
+    @lengths(*LENGTHS)
+    def test_error_is_within_the_bound(self, emulator, n, dtype):
+        x = normal((rows_for(n), n), dtype)
+        assert_within_bound(emulator(x), x)
+
+    @dtypes
+    @lengths(8, 128, 512)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_error_is_within_the_bound_for_other_data(self, emulator, kind, n, dtype):
+        x = data(kind, (max(257, rows_for(n)), n), dtype)
+        assert_within_bound(emulator(x), x)
+
+    @halves
+    @lengths(2048, 4096, 32768, 65536)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_error_is_within_the_bound_for_other_data_in_long_rows(self, emulator, kind, n, dtype):
+        x = data(kind, (rows_for(n), n), dtype)
+        assert_within_bound(emulator(x), x)
+
+    @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+    @lengths(*LENGTHS)
+    def test_sums_are_butterflies_in_the_order_of_their_strides(self, emulator, n, dtype):
+        x = normal((2048 // n + 3, n), dtype)
+        expected = x
+        for h in (2**k for k in range(n.bit_length() - 1)):
+            pairs = expected.reshape(-1, 2, h)
+            expected = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
+        assert_same_bits(emulator(x), expected.reshape(x.shape) * dtype.type(n**-0.5))
+
+    @dtypes
+    @lengths(*(n for n in LENGTHS if n <= 256))
+    def test_one_hot_rows_are_rows_of_the_matrix(self, emulator, n, dtype):
+        y = emulator(np.eye(n, dtype=np.float32).astype(dtype), scale=1)
+        assert_same_bits(y, dense(n).astype(dtype))
+
+    @dtypes
+    @lengths(*(n for n in LENGTHS if n > 256))
+    def test_one_hot_in_a_long_row(self, emulator, n, dtype):
+        # Every bit of the position, so that every butterfly stage moves one.
+        positions = np.array([0, n - 1, *(2**k for k in range(n.bit_length() - 1))])[: 2**19 // n]
+        x = np.zeros((len(positions), n), dtype)
+        x[np.arange(len(positions)), positions] = 1
+        assert_same_bits(emulator(x, scale=1), signs(positions[:, None], np.arange(n)[None, :]).astype(dtype))
+
+    @dtypes
+    @lengths(*LENGTHS)
+    def test_integers_are_rounded_once(self, emulator, n, dtype):
+        x = rng("integers", n).integers(-3, 4, (rows_for(n), n)).astype(dtype)
+        expected = round_to(transform(x, 0.125), dtype)
+        np.testing.assert_array_equal(emulator(x, scale=0.125).astype(expected.dtype), expected)
+
+    @lengths(*LENGTHS)
+    def test_float16_sums_may_exceed_its_range(self, emulator, n):
+        generator = rng("large", n)
+        x = generator.uniform(40000, 65504, (rows_for(n), n)).astype(FLOAT16)
+        assert_within_bound(emulator(x, scale=1 / n), x, 1 / n)
+        x = np.full((2, n), 65504, FLOAT16)
+        x[1] *= 1 - 2 * (np.arange(n) % 2).astype(FLOAT16)
+        assert_same_bits(emulator(x, scale=1 / n), (transform(x, 1 / n)).astype(FLOAT16))
+
+    @dtypes
+    @lengths(1, 2, 32, 256, 1024, 4096, 16384, 65536)
+    def test_subnormals_are_kept(self, emulator, n, dtype):
+        # Of the wide types, so few units that all sums are exact.
+        units = {FLOAT16: 2**10, BFLOAT16: 2**7}.get(dtype, 2**6)
+        x = rng("subnormal", n, str(dtype)).integers(0, units, (rows_for(n), n), f"u{dtype.itemsize}").view(dtype)
+        expected = transform(x, 1)
+        assert expected.any()
+        y = emulator(x, scale=1)
+        if dtype in HALVES:
+            assert_within_bound(y, x, 1)
+        else:
+            np.testing.assert_array_equal(y, expected.astype(dtype))
+
+    @halves
+    def test_every_16_bit_value_is_read_and_written(self, emulator, dtype):
+        x = np.arange(2**16, dtype=np.uint16).view(dtype)[:, None]
+        finite = np.isfinite(x.astype(np.float32))
+        y = emulator(x)
+        np.testing.assert_array_equal(y[finite].astype(np.float32), x[finite].astype(np.float32))
+        assert not np.isfinite(y[~finite].astype(np.float32)).any()
+
+
+class TestBitsDependOnTheRowAlone:
+    @dtypes
+    @lengths(*SHORT)
+    def test_number_and_position_of_short_rows(self, emulator, n, dtype):
+        (launch,) = emulator.plan(dtype, n, 1)
+        block = launch.per_block
+        warp = block // (launch.threads // 32) or 1
+        x = normal((block + warp + 3, n), dtype)
+        whole = emulator(x)
+        around = (warp - 1, warp, warp + 1, block - 1, block, block + 1)
+        for rows in {1, 2, 3, 5, *around} - {0}:
+            assert_same_bits(emulator(x[:rows]), whole[:rows])
+        for first in (1, warp + 1, block):
+            assert_same_bits(emulator(x[first:]), whole[first:])
+
+    @dtypes
+    @lengths(*LENGTHS[12:])
+    def test_number_and_position_of_long_rows(self, emulator, n, dtype):
+        x = normal((5 if n <= 32768 else 2, n), dtype)
+        whole = emulator(x)
+        for rows in (1, 2, 3):
+            assert_same_bits(emulator(x[:rows]), whole[:rows])
+        assert_same_bits(emulator(x[1:]), whole[1:])
+
+    @dtypes
+    @lengths(*LENGTHS)
+    def test_way_to_run(self, emulator, n, dtype):
+        x = normal((2048 // n + 3 if n <= 4096 else 2 if n <= 32768 else 1, n), dtype)
+        expected = emulator(x)
+        for schedule in SCHEDULES:
+            assert_same_bits(emulator(x, schedule=schedule), expected)
+        for offsets in ((0, 1), (1, 0), (3, 5)):
+            assert_same_bits(emulator(x, offsets=offsets, schedule=REVERSE), expected)
+        assert_same_bits(emulator(x, inplace=True), expected)
+        assert_same_bits(emulator(x, inplace=True, offsets=(1, 1), schedule=REVERSE), expected)
+
+    @halves
+    @pytest.mark.parametrize(("n", "rows"), [(4096, 13), (8192, 7), (16384, 5), (32768, 3)])
+    def test_two_rows_to_a_block(self, emulator, n, rows, dtype):
+        # On one processor that runs (rows - 1) / 2 blocks at once.
+        assert [emulator.plan(dtype, n, count, 1)[0].per_block for count in (rows - 1, rows)] == [1, 2]
+        x = normal((rows, n), dtype)
+        expected = emulator(x)
+        assert_same_bits(emulator(x, processors=1), expected)
+        assert_same_bits(emulator(x, processors=1, inplace=True, schedule=REVERSE), expected)
+
+
+@dtypes
+@lengths(*LENGTHS[:16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+def test_non_finite_values_stay_in_their_row(emulator, n, dtype, value):
+    x = normal((4096 // n + 3, n), dtype)
+    clean = emulator(x)
+    spoilt = x.copy()
+    bad = np.arange(0, len(x), 3)
+    # Every column of a fragment over the rows, with now and then a second one in the row.
+    spoilt[bad, 5 * bad % n] = value
+    spoilt[bad[::2], (bad[::2] + n // 2) % n] = value
+    for offsets in ((0, 0), (1, 1)):
+        y = emulator(spoilt, offsets=offsets)
+        assert not np.isfinite(y[bad].astype(np.float64)).any()
+        assert_same_bits(np.delete(y, bad, 0), np.delete(clean, bad, 0))
+
+
+@dtypes
+@lengths(*SHORT)
+def test_small_rows_among_large_ones(emulator, n, dtype):
+    # The smallest subnormals beside rows that are as large as their own sums allow.
+    info = ml_dtypes.finfo(dtype)
+    x = (rng("small", n).integers(-100, 101, (4096 // n + 3, n)) * float(info.smallest_subnormal)).astype(dtype)
+    clean = emulator(x, scale=1)
+    x[::3] = info.max if dtype == FLOAT16 else dtype.type(float(info.max) / (2 * n))
+    assert_same_bits(np.delete(emulator(x, scale=1), np.s_[::3], 0), np.delete(clean, np.s_[::3], 0))
+
+
+@dtypes
+@lengths(*SHORT)
+def test_sums_beyond_float32_stay_in_their_row(emulator, request, n, dtype):
+    if dtype == BFLOAT16 and 2 <= n <= 128:
+        request.applymarker(pytest.mark.xfail(reason="0 * infinity between the steps of rows that share a fragment"))
+    x = normal((4096 // n + 3, n), dtype)
+    clean = emulator(x)
+    x[::3] = ml_dtypes.finfo(dtype).max
+    assert_same_bits(np.delete(emulator(x), np.s_[::3], 0), np.delete(clean, np.s_[::3], 0))
+
+
+@dtypes
+@lengths(*(2**k for k in range(25)))
+def test_launches_are_possible(emulator, n, dtype):
+    for elements in (n, 3 * n, 2**24 + n, 2**33):
+        rows = elements // n
+        for processors in (1, 132):
+            launches = emulator.plan(dtype, n, rows, processors)
+            assert math.prod(launch.n for launch in launches) == n
+            for launch in launches:
+                assert launch.count * launch.n == rows * n
+                assert 0 <= launch.shared_bytes <= MAX_SHARED
+                assert 0 < launch.threads <= 1024
+                assert launch.threads % 32 == 0
+                assert launch.per_block > 0
+                assert 0 < launch.blocks < 2**31
+                assert (launch.blocks - 1) * launch.per_block < launch.count <= launch.blocks * launch.per_block
+                # A block's columns are in one tile, whose columns are shared out evenly.
+                assert launch.stride == 1 or launch.stride % launch.per_block == 0

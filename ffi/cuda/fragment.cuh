@@ -17,6 +17,7 @@ constexpr unsigned kWarp = 0xffffffffu;  // all lanes
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x % 32); }
 
 constexpr int Min(int a, int b) { return a < b ? a : b; }
+constexpr int Max(int a, int b) { return a > b ? a : b; }
 
 // An element type as kernels store it: rounded from float32, which is the only rounding.
 template <typename T>
@@ -125,10 +126,20 @@ struct Fragment16 {
   template <int kBits>
   __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits>& matrices) {
     // Rows shorter than the fragment meet zeros in the matrices, and 0 * infinity would spread from row to row.
-    unsigned bad = 0;
     if constexpr (kBits < 8) {
-      if (__any_sync(kWarp, HasNonFinite())) bad = RemoveBadRows<kBits>();
+      if (__any_sync(kWarp, HasUnsafe())) return TransformRowByRow(v, matrices);
     }
+    TransformSafe(v, matrices);
+  }
+
+ private:
+  // The bits, without sign, of infinity, and of the least magnitude with which sums of 128 elements may reach it. For
+  // float16 that takes an infinity, since sums are float32; for bfloat16 it is 2^120.
+  static constexpr uint32_t kInfinite = std::is_same_v<T, F16> ? 0x7c00 : 0x7f80;
+  static constexpr uint32_t kUnsafe = std::is_same_v<T, F16> ? kInfinite : 0x7b80;
+
+  template <int kBits>
+  __device__ __forceinline__ void TransformSafe(float (&v)[kSlots], const Matrices<kBits>& matrices) const {
     float first[2][4] = {};
     matrices.step1.MultiplyAdd(first[0], raw[0], raw[1]);
     matrices.step1.MultiplyAdd(first[1], raw[2], raw[3]);
@@ -147,47 +158,71 @@ struct Fragment16 {
 #pragma unroll
       for (int c = 0; c < 4; ++c) v[Slot(index, c)] = second[c];
     }
-    if constexpr (kBits < 8) {
-      if (bad) {
-#pragma unroll
-        for (int s = 0; s < kSlots; ++s)
-          if (bad >> s & 1) v[s] = __uint_as_float(0x7fc00000u);  // NaN
-      }
-    }
   }
 
- private:
-  // Whether any of the lane's elements is an infinity or NaN: 0 * x is then NaN, and stays it in the sum.
-  __device__ __forceinline__ bool HasNonFinite() const {
-    uint32_t sum = 0;
-#pragma unroll
-    for (int r = 0; r < 4; ++r) sum = PackedFma<T>(raw[r], 0, sum);
-    return sum & 0x7fff7fffu;
-  }
-
-  // Zeroes the rows that hold an infinity or NaN, and returns which of the lane's slots belong to one.
+  // For a fragment with rows that could spread: those are transformed apart, scaled down by 2^8; a row with an infinity
+  // or NaN becomes NaN.
   template <int kBits>
-  __device__ unsigned RemoveBadRows() {
-    constexpr uint32_t kExponent = std::is_same_v<T, F16> ? 0x7c00 : 0x7f80;
-    unsigned bad = 0;
+  __device__ void TransformRowByRow(float (&v)[kSlots], const Matrices<kBits>& matrices) const {
+    const unsigned unsafe = WholeRows<kBits>(SlotsFrom(kUnsafe));
+    const unsigned infinite = WholeRows<kBits>(SlotsFrom(kInfinite));
+    Fragment16 safe = *this;
+    safe.Zero(unsafe);
+    safe.TransformSafe(v, matrices);
+    if constexpr (kUnsafe != kInfinite) {
+      Fragment16 large = *this;
+      large.Zero(~unsafe | infinite);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) large.raw[r] = PackedFma(large.raw[r], 0x3b803b80u, 0x80008000u);  // * 2^-8 + -0
+      float w[kSlots];
+      large.TransformSafe(w, matrices);
+#pragma unroll
+      for (int s = 0; s < kSlots; ++s)
+        if (unsafe >> s & 1) v[s] = w[s] * 256;
+    }
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if ((raw[s / 2] >> (16 * (s % 2)) & kExponent) == kExponent) bad |= 1u << s;
+      if (infinite >> s & 1) v[s] = __uint_as_float(0x7fc00000u);  // NaN
+  }
+
+  __device__ __forceinline__ bool HasUnsafe() const {
+    constexpr uint32_t kToSignBit = (0x8000 - kUnsafe) * 0x10001;  // added to an unsafe magnitude, it sets the sign bit
+    uint32_t carried = 0;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) carried |= (raw[r] & 0x7fff7fffu) + kToSignBit;
+    return carried & 0x80008000u;
+  }
+
+  // Of the lane's slots, as bits, those of a magnitude from `least` on.
+  __device__ __forceinline__ unsigned SlotsFrom(uint32_t least) const {
+    unsigned slots = 0;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
+      if ((raw[s / 2] >> (16 * (s % 2)) & 0x7fff) >= least) slots |= 1u << s;
+    return slots;
+  }
+
+  // The slots of every row of which a slot is given, by any lane.
+  template <int kBits>
+  static __device__ __forceinline__ unsigned WholeRows(unsigned slots) {
     if constexpr (kBits >= 3) {  // a row is 2^(kBits - 3) lanes
       constexpr int kLanes = 1 << (kBits - 3);
       constexpr unsigned kRow = kLanes == 32 ? kWarp : (1u << kLanes) - 1;
-      const unsigned lanes = __ballot_sync(kWarp, bad != 0);
-      bad = lanes >> (Lane() / kLanes * kLanes) & kRow ? 0xff : 0;
+      const unsigned lanes = __ballot_sync(kWarp, slots != 0);
+      return lanes >> (Lane() / kLanes * kLanes) & kRow ? 0xff : 0;
     } else {
       constexpr unsigned kRow = (1u << (1 << kBits)) - 1;
 #pragma unroll
       for (int s = 0; s < kSlots; s += 1 << kBits)
-        if (bad & kRow << s) bad |= kRow << s;
+        if (slots & kRow << s) slots |= kRow << s;
+      return slots;
     }
+  }
+
+  __device__ __forceinline__ void Zero(unsigned slots) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if (bad >> s & 1) raw[s / 2] &= s % 2 ? 0x0000ffffu : 0xffff0000u;
-    return bad;
+      if (slots >> s & 1) raw[s / 2] &= s % 2 ? 0x0000ffffu : 0xffff0000u;
   }
 };
 

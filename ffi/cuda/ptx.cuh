@@ -22,15 +22,10 @@ __device__ __forceinline__ uint32_t Pack(float low, float high) {
   return packed;
 }
 
-// sum + a * b for two packed pairs; used to find infinities and NaN, which a = 0 turns into NaN.
-template <typename T>
-__device__ __forceinline__ uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t sum) {
+// a * b + c for two packed pairs of bfloat16.
+__device__ __forceinline__ uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t result;
-  if constexpr (std::is_same_v<T, F16>) {
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
-  } else {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
-  }
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
   return result;
 }
 

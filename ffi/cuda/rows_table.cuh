@@ -37,7 +37,8 @@ struct LongRowsChoice<float, 15> : LongRowsShape<15, 8, 2, 1, false> {};
 template <typename In, typename Out, int kBits, bool kAligned>
 Kernel MakeRowsKernel() {
   if constexpr (kBits <= kShortBits) {
-    constexpr int kFragments = kBits == 11 ? 8 : 4;
+    // Enough loads in flight; element by element, as few as a row takes, since each needs many registers.
+    constexpr int kRow = kBits > 8 ? 1 << (kBits - 8) : 1, kFragments = kAligned ? Max(kRow, 4) : kRow;
     constexpr int kElements = kShortRowsThreads / 32 * kFragments * kFragment;
     return {"short rows",       reinterpret_cast<const void*>(&ShortRows<In, kBits, kFragments, kAligned>),
             kShortRowsThreads,  0,

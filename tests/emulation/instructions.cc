@@ -108,11 +108,11 @@ uint32_t Pack(Half type, float low, float high) {
   return Round(type, low) | static_cast<uint32_t>(Round(type, high)) << 16;
 }
 
-uint32_t PackedFma(Half type, uint32_t a, uint32_t b, uint32_t sum) {
+uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t result = 0;
   for (int i = 0; i < 2; ++i) {
-    const double v = std::fma(Widen(type, a, i), Widen(type, b, i), Widen(type, sum, i));
-    result |= static_cast<uint32_t>(Round(type, v)) << (16 * i);
+    const double v = std::fma(Widen(Half::kBF16, a, i), Widen(Half::kBF16, b, i), Widen(Half::kBF16, c, i));
+    result |= static_cast<uint32_t>(Round(Half::kBF16, v)) << (16 * i);
   }
   return result;
 }

@@ -8,7 +8,7 @@ namespace emulation {
 
 enum class Half { kF16, kBF16 };
 uint32_t Pack(Half type, float low, float high);
-uint32_t PackedFma(Half type, uint32_t a, uint32_t b, uint32_t sum);
+uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c);
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 }  // namespace emulation
@@ -26,10 +26,7 @@ uint32_t Pack(float low, float high) {
   return emulation::Pack(kHalf<T>, low, high);
 }
 
-template <typename T>
-uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t sum) {
-  return emulation::PackedFma(kHalf<T>, a, b, sum);
-}
+inline uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c) { return emulation::PackedFma(a, b, c); }
 
 template <typename T>
 void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

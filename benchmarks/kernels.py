@@ -23,7 +23,14 @@ from jax_hadacore._measure import definition, error_in_roundings
 
 COLD_BYTES = 1 << 30  # of operands and results together
 # elements -> (launches in a graph, replays)
-SIZES = {1 << 28: (4, 12), 1 << 25: (16, 15), 1 << 23: (48, 15), 1 << 21: (200, 15), 1 << 15: (500, 9), 1 << 12: (500, 9)}
+SIZES = {
+    1 << 28: (4, 12),
+    1 << 25: (16, 15),
+    1 << 23: (48, 15),
+    1 << 21: (200, 15),
+    1 << 15: (500, 9),
+    1 << 12: (500, 9),
+}
 WARM = {1 << 21, 1 << 15, 1 << 12}
 
 
@@ -35,9 +42,7 @@ def measure(dtype, n: int, elements: int, x: jax.Array, y: jax.Array) -> dict | 
     sets = 1 if elements in WARM else max(1, min(COLD_BYTES // (2 * size), x.nbytes // size))
     launches, replays = SIZES[elements]
     problem = _cuda.Problem(getattr(_cuda.Dtype, np.dtype(dtype).name), n, elements // n, n**-0.5)
-    times = _cuda.measure(
-        problem, x.unsafe_buffer_pointer(), y.unsafe_buffer_pointer(), 0, sets, launches, replays
-    )
+    times = _cuda.measure(problem, x.unsafe_buffer_pointer(), y.unsafe_buffer_pointer(), 0, sets, launches, replays)
     micros = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     _cuda.transform(problem, x.unsafe_buffer_pointer(), y.unsafe_buffer_pointer())
     rows = max(1, 65536 // n)
@@ -45,7 +50,15 @@ def measure(dtype, n: int, elements: int, x: jax.Array, y: jax.Array) -> dict | 
     exact = definition(np.asarray(x[sample]).reshape(-1, n))
     error = error_in_roundings(np.asarray(y[sample]).reshape(-1, n), exact)
     ratio = min(micros["copy kernel"], micros["cudaMemcpyAsync"]) / micros["transform"]
-    return {"dtype": np.dtype(dtype).name, "n": n, "elements": elements, "sets": sets, **micros, "ratio": ratio, "error": error}
+    return {
+        "dtype": np.dtype(dtype).name,
+        "n": n,
+        "elements": elements,
+        "sets": sets,
+        **micros,
+        "ratio": ratio,
+        "error": error,
+    }
 
 
 def environment() -> dict:

@@ -30,8 +30,8 @@ inline xla::ffi::ErrorOr<Problem> ReadProblem(const xla::ffi::AnyBuffer& x, cons
   if (x.dimensions().size() == 0) return invalid("the operand must have at least one dimension");
   problem.n = x.dimensions().back();
   if (x.element_count() == 0) return problem;  // rows stays 0
-  if (problem.n & (problem.n - 1))
-    return invalid("the last dimension must be a power of two, got " + std::to_string(problem.n));
+  if ((problem.n & (problem.n - 1)) || problem.n > kMaxLength)
+    return invalid("the last dimension must be a power of two up to 2^24, got " + std::to_string(problem.n));
   problem.rows = static_cast<int64_t>(x.element_count()) / problem.n;
   return problem;
 }

@@ -5,6 +5,8 @@
 
 namespace jax_hadacore {
 
+constexpr int64_t kMaxLength = int64_t{1} << 24;
+
 enum class Dtype { kF16, kBF16, kF32, kF64 };
 
 // y[r] = scale * H_n x[r] for `rows` contiguous rows of n = 2^k elements; y == x is allowed.

@@ -1,5 +1,5 @@
-// rows_table.cuh: which kernel transforms rows of 2^bits elements. The launch table; sizes are what measured best on an
-// H200 (docs/kernel.md) within 96 KiB of shared memory, which every architecture from sm_80 on gives a block.
+// rows_table.cuh: which kernel transforms rows of 2^bits elements. The launch table; every choice keeps within 96 KiB of
+// shared memory, which every architecture from sm_80 on gives a block (docs/kernel.md).
 #pragma once
 
 #include <utility>

@@ -1,5 +1,5 @@
-// rows_table.cuh: which kernel transforms rows of 2^bits elements. The launch table; every choice keeps within 96 KiB of
-// shared memory, which every architecture from sm_80 on gives a block (docs/kernel.md).
+// rows_table.cuh: which kernel transforms rows of 2^bits elements. The launch table.
+// Every choice keeps within 96 KiB of shared memory, which every architecture from sm_80 on gives a block.
 #pragma once
 
 #include <utility>

@@ -1,10 +1,34 @@
 #!/usr/bin/env bash
-# Builds for the GPU at hand, and stores under FOLDER what the test suite, the sanitizers and the timings print.
-# Needs jax with CUDA, nvcc, the build requirements and pytest in the current Python environment.
+# Builds for the GPU at hand, and stores under FOLDER what the stages print: all of them, or those named.
+# Needs jax with CUDA, nvcc, the build requirements and pytest in the current Python environment; pytest-xdist helps.
 set -uo pipefail
-folder=$(realpath "${1:?usage: benchmarks/gpu.sh FOLDER}")
+usage='usage: benchmarks/gpu.sh FOLDER [suite|selfcheck|sanitizers|times]...'
+folder=$(realpath "${1:?$usage}")
+shift
+stages=("$@")
+[ $# -gt 0 ] || stages=(suite selfcheck sanitizers times)
 cd "$(dirname "$0")/.."
 mkdir -p "$folder"
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the GPU
+
+suite() {
+  local parallel=()
+  if python3 -c 'import xdist' 2>/dev/null; then parallel=(-n 8); fi
+  timeout 400 python3 -m pytest -q --require-gpu "${parallel[@]}" --ignore tests/test_gpu.py 2>&1
+  timeout 200 python3 -m pytest -q --require-gpu --durations 3 tests/test_gpu.py 2>&1  # takes half of the GPU's memory
+}
+
+selfcheck() { (cd /tmp && timeout 60 jax-hadacore 2>&1); }
+
+sanitizers() {
+  local tool
+  for tool in memcheck racecheck initcheck synccheck; do
+    echo "$tool"
+    timeout 120 compute-sanitizer --tool "$tool" python3 benchmarks/sanitize.py 2>&1
+  done
+}
+
+times() { timeout 200 python3 benchmarks/kernels.py --out "$folder/kernels.json" 2>&1; }
 
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 CUDAARCHS=$architecture python3 -m pip install --quiet --no-build-isolation --no-deps . || exit
@@ -15,18 +39,8 @@ CUDAARCHS=$architecture python3 -m pip install --quiet --no-build-isolation --no
   python3 -c 'import jax, jaxlib; print("jax", jax.__version__, "jaxlib", jaxlib.__version__)'
 } | tee "$folder/environment.txt"
 
-workers=()  # several processes share the GPU where pytest-xdist is installed
-if python3 -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
-echo "== suite"
-XLA_PYTHON_CLIENT_PREALLOCATE=false timeout 400 python3 -m pytest -q --require-gpu "${workers[@]}" >"$folder/suite.txt" 2>&1
-tail -n 40 "$folder/suite.txt" | cut -c 1-200
-echo "== jax-hadacore"
-(cd /tmp && timeout 60 jax-hadacore 2>&1) | tee "$folder/selfcheck.txt"
-echo "== sanitizers"
-for tool in memcheck racecheck initcheck synccheck; do
-  XLA_PYTHON_CLIENT_PREALLOCATE=false timeout 120 compute-sanitizer --tool "$tool" \
-    python3 benchmarks/sanitize.py >"$folder/$tool.txt" 2>&1
-  echo "$tool: $(tail -n 1 "$folder/$tool.txt")"
+for stage in "${stages[@]}"; do
+  echo "== $stage ($SECONDS s)"
+  "$stage" >"$folder/$stage.txt"
+  tail -n 45 "$folder/$stage.txt" | cut -c 1-200
 done
-echo "== times"
-timeout 200 python3 benchmarks/kernels.py --out "$folder/kernels.json" 2>&1 | tee "$folder/kernels.txt"

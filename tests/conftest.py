@@ -1,6 +1,7 @@
 """Configures JAX for the tests: four CPU devices, 64-bit types, nothing promoted silently."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from kernels import Emulator, Gpu  # noqa: E402
+
 from jax_hadacore import _ffi  # noqa: E402
 
 
@@ -32,6 +35,29 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--require-gpu: jax's default backend is {jax.default_backend()}, not gpu")
     if problem := _ffi.problem("cuda"):
         raise pytest.UsageError(f"--require-gpu: the cuda kernel is not available: {problem}")
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if collection_path.name == "test_gpu.py" and not config.getoption("--require-gpu") else None
+
+
+def pytest_generate_tests(metafunc):
+    if "kernel" in metafunc.fixturenames:
+        gpu = ["gpu"] if metafunc.config.getoption("--require-gpu") else []
+        metafunc.parametrize("kernel", ["emulated", *gpu], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory):
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        pytest.skip("the kernels are emulated by g++ on Linux")
+    return Emulator(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture
+def kernel(request):
+    """The CUDA kernels, emulated or on a GPU."""
+    return Gpu() if request.param == "gpu" else request.getfixturevalue("emulator")
 
 
 def _skip_is_failure(config, report):

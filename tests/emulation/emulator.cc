@@ -349,7 +349,7 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 blocks, dim3 threads, vo
   return error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
-// What tests/test_emulation.py calls through ctypes.
+// What tests/kernels.py calls through ctypes.
 extern "C" {
 
 struct PlannedLaunch {

@@ -29,13 +29,22 @@ def _iota(rows, n, dimension):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "n"),
-    [(BFLOAT16, 128), (BFLOAT16, 32768), (FLOAT32, 1024), (BFLOAT16, 65536), (FLOAT32, 65536), (FLOAT64, 512)],
+    ("dtype", "n", "inplace"),
+    [
+        (BFLOAT16, 128, False),
+        (BFLOAT16, 32768, False),
+        (FLOAT32, 1024, False),
+        (BFLOAT16, 65536, False),
+        (FLOAT32, 65536, False),
+        (FLOAT16, 512, True),
+        (FLOAT64, 512, True),
+    ],
     ids=str,
 )
-def test_more_than_2_to_32_elements(dtype, n):
+def test_more_than_2_to_32_elements(dtype, n, inplace):
     rows = 2**32 // n + 3
-    y = jax.jit(jax_hadacore.hadamard)(_scattered(dtype, rows, n))
+    f = jax.jit(functools.partial(jax_hadacore.hadamard, inplace=inplace), donate_argnums=0 if inplace else ())
+    y = f(_scattered(dtype, rows, n))
     piece = max(1, 2**20 // n)
     for first in (0, 2**31 // n - piece // 2, 2**32 // n - piece + 2, rows - piece):
         x = _scattered(dtype, piece, n, first)

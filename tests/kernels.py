@@ -21,7 +21,8 @@ KERNEL_FLAGS = ["-fno-exceptions", "-fsanitize=thread", f"-fsanitize={UNDEFINED}
 
 FLOAT32 = np.dtype(np.float32)
 ONE_PASS = 32768  # longer rows of 16-bit types need a workspace
-MANY_PROCESSORS = 1000  # a block takes one row
+MANY_PROCESSORS = 10**6  # any problem is a small one
+LEAST_SHARED, MOST_SHARED = 99 * 1024, 227 * 1024  # that a block may have on sm_86, 89 and 120, and on sm_90 and 100
 REDZONE = 4096
 CANARY = 0xCB
 
@@ -111,10 +112,10 @@ class Emulator(Kernel):
         self._library = ctypes.CDLL(build_emulator(folder))
         self._library.emulation_run.restype = ctypes.c_char_p
 
-    def plan(self, dtype, n, rows, processors=MANY_PROCESSORS):
+    def plan(self, dtype, n, rows, processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED):
         launches = (PlannedLaunch * 2)()
         count = self._library.emulation_plan(
-            DTYPES.index(dtype), ctypes.c_int64(n), ctypes.c_int64(rows), processors, launches
+            DTYPES.index(dtype), ctypes.c_int64(n), ctypes.c_int64(rows), processors, shared_bytes, launches
         )
         return launches[:count]
 
@@ -127,6 +128,7 @@ class Emulator(Kernel):
             ctypes.c_double(scale),
             *(buffer.array.ctypes if buffer.array.size else None for buffer in buffers),
             schedule.get("processors", MANY_PROCESSORS),
+            schedule.get("shared_bytes", MOST_SHARED),
             schedule.get("order", 0),
         )
         assert failure == b"", failure.decode()

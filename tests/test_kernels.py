@@ -1,11 +1,13 @@
 """The CUDA kernels alone, emulated and, with --require-gpu, on the GPU: values, bits, memory, launch geometry."""
 
+import itertools
 import math
 
 import ml_dtypes
 import numpy as np
 import pytest
 from cases import DTYPES, HALVES, KINDS, assert_same_bits, data, dtypes, halves, lengths, normal, rng, rows_for
+from kernels import LEAST_SHARED, MOST_SHARED
 from oracle import HAS_WIDE_FLOAT64, bound, dense, error_in_roundings, round_to, signs, transform
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = DTYPES
@@ -13,7 +15,8 @@ LENGTHS = tuple(2**k for k in range(18))
 SHORT = LENGTHS[:12]  # rows that one warp holds
 REVERSE = 1
 ORDERS = (REVERSE, 2, 3)  # of an emulated block's threads: the reverse of the default, and shuffled
-MAX_SHARED = 96 * 1024
+# GPUs on which problems are small, and large, the latter with little shared memory too.
+GPUS = ({}, {"processors": 1}, {"processors": 1, "shared_bytes": LEAST_SHARED})
 
 
 def assert_within_bound(y, x, scale=None):
@@ -137,22 +140,35 @@ class TestBitsDependOnTheRowAlone:
     def test_way_to_run(self, kernel, n, dtype):
         x = normal((2048 // n + 3 if n <= 4096 else 2 if n <= 32768 else 1, n), dtype)
         expected = kernel(x)
-        for order in ORDERS:
-            assert_same_bits(kernel(x, order=order), expected)
+        for gpu in GPUS:
+            for order in (0, *ORDERS):
+                assert_same_bits(kernel(x, order=order, **gpu), expected)
+            assert_same_bits(kernel(x, inplace=True, **gpu), expected)
         for offsets in ((0, 1), (1, 0), (3, 5)):
             assert_same_bits(kernel(x, offsets=offsets, order=REVERSE), expected)
-        assert_same_bits(kernel(x, inplace=True), expected)
         assert_same_bits(kernel(x, inplace=True, offsets=(1, 1), order=REVERSE), expected)
 
-    @halves
-    @pytest.mark.parametrize(("n", "rows"), [(4096, 13), (8192, 7), (16384, 5), (32768, 3)])
-    def test_two_rows_to_a_block(self, emulator, n, rows, dtype):
-        # On one processor that runs (rows - 1) / 2 blocks at once.
-        assert [emulator.plan(dtype, n, count, 1)[0].per_block for count in (rows - 1, rows)] == [1, 2]
-        x = normal((rows, n), dtype)
-        expected = emulator(x)
-        assert_same_bits(emulator(x, processors=1), expected)
-        assert_same_bits(emulator(x, processors=1, inplace=True, order=REVERSE), expected)
+    @dtypes
+    @lengths(*SHORT[:11])
+    def test_number_of_rows_on_a_small_gpu(self, kernel, n, dtype):
+        # Every tail of a warp and a block: few rows, and as many as go to the kernel for many.
+        x = normal((3000 // n + 3, n), dtype)
+        expected = kernel(x)
+        for rows in {len(x), len(x) - 1, len(x) - 2, 2048 // n, 2048 // n + 1}:
+            assert_same_bits(kernel(x[:rows], processors=1), expected[:rows])
+
+    @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+    @pytest.mark.parametrize(("n", "most"), [(16384, 2), (32768, 7)])
+    def test_several_rows_to_a_block(self, emulator, n, most, dtype):
+        def per_block(rows):
+            return emulator.plan(dtype, n, rows, 1)[0].per_block
+
+        assert [per_block(1), max(map(per_block, range(1, 20)))] == [1, 2 if n == 16384 else 16]
+        for rows in range(2, most + 1):
+            x = normal((rows, n), dtype)
+            expected = emulator(x)
+            assert_same_bits(emulator(x, processors=1), expected)
+            assert_same_bits(emulator(x, processors=1, inplace=True, order=REVERSE), expected)
 
 
 @dtypes
@@ -166,8 +182,8 @@ def test_non_finite_values_stay_in_their_row(kernel, n, dtype, value):
     # Every column of a fragment over the rows, with now and then a second one in the row.
     spoilt[bad, 5 * bad % n] = value
     spoilt[bad[::2], (bad[::2] + n // 2) % n] = value
-    for offsets in ((0, 0), (1, 1)):
-        y = kernel(spoilt, offsets=offsets)
+    for way in ({}, {"offsets": (1, 1)}, {"processors": 1}):
+        y = kernel(spoilt, **way)
         assert not np.isfinite(y[bad].astype(np.float64)).any()
         assert_same_bits(np.delete(y, bad, 0), np.delete(clean, bad, 0))
 
@@ -180,7 +196,9 @@ def test_small_rows_among_large_ones(kernel, n, dtype):
     x = (rng("small", n).integers(-100, 101, (4096 // n + 3, n)) * float(info.smallest_subnormal)).astype(dtype)
     clean = kernel(x, scale=1)
     x[::3] = info.max if dtype == FLOAT16 else dtype.type(float(info.max) / (2 * n))
-    assert_same_bits(np.delete(kernel(x, scale=1), np.s_[::3], 0), np.delete(clean, np.s_[::3], 0))
+    for processors in (1, 1000):
+        y = kernel(x, scale=1, processors=processors)
+        assert_same_bits(np.delete(y, np.s_[::3], 0), np.delete(clean, np.s_[::3], 0))
 
 
 @dtypes
@@ -189,7 +207,8 @@ def test_sums_beyond_float32_stay_in_their_row(kernel, n, dtype):
     x = normal((4096 // n + 3, n), dtype)
     clean = kernel(x)
     x[::3] = ml_dtypes.finfo(dtype).max
-    assert_same_bits(np.delete(kernel(x), np.s_[::3], 0), np.delete(clean, np.s_[::3], 0))
+    for processors in (1, 1000):
+        assert_same_bits(np.delete(kernel(x, processors=processors), np.s_[::3], 0), np.delete(clean, np.s_[::3], 0))
 
 
 @lengths(*SHORT)
@@ -209,12 +228,12 @@ def test_the_largest_rows_of_the_domain(kernel, n):
 def test_launches_are_possible(emulator, n, dtype):
     for elements in (n, 3 * n, 2**24 + n, 2**33):
         rows = elements // n
-        for processors in (1, 132):
-            launches = emulator.plan(dtype, n, rows, processors)
+        for processors, shared_bytes in itertools.product((1, 132, 10**6), (LEAST_SHARED, MOST_SHARED)):
+            launches = emulator.plan(dtype, n, rows, processors, shared_bytes)
             assert math.prod(launch.n for launch in launches) == n
             for launch in launches:
                 assert launch.count * launch.n == rows * n
-                assert 0 <= launch.shared_bytes <= MAX_SHARED
+                assert 0 <= launch.shared_bytes <= shared_bytes
                 assert 0 < launch.threads <= 1024
                 assert launch.threads % 32 == 0
                 assert launch.per_block > 0

@@ -13,6 +13,7 @@
 namespace jax_hadacore::cuda {
 
 constexpr unsigned kWarp = 0xffffffffu;  // all lanes
+constexpr unsigned kAllSlots = (1u << kSlots) - 1;
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x % 32); }
 
@@ -29,9 +30,9 @@ struct Element {
   static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kCount], float scale) {
     const uint32_t low = Pack<T>(v[0] * scale, v[1] * scale);
     if constexpr (kCount == 4) {
-      __stcs(reinterpret_cast<uint2*>(to), make_uint2(low, Pack<T>(v[2] * scale, v[3] * scale)));
+      *reinterpret_cast<uint2*>(to) = make_uint2(low, Pack<T>(v[2] * scale, v[3] * scale));
     } else {
-      __stcs(reinterpret_cast<uint32_t*>(to), low);
+      *reinterpret_cast<uint32_t*>(to) = low;
     }
   }
 };
@@ -43,12 +44,37 @@ struct Element<float> {
   template <int kCount>
   static __device__ __forceinline__ void Store(float* to, const float (&v)[kCount], float scale) {
     if constexpr (kCount == 4) {
-      __stcs(reinterpret_cast<float4*>(to), make_float4(v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale));
+      *reinterpret_cast<float4*>(to) = make_float4(v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale);
     } else {
-      __stcs(reinterpret_cast<float2*>(to), make_float2(v[0] * scale, v[1] * scale));
+      *reinterpret_cast<float2*>(to) = make_float2(v[0] * scale, v[1] * scale);
     }
   }
 };
+
+// Unnormalised butterflies among a lane's slots, of strides kFirst, 2 kFirst, ... kSpan / 2.
+template <int kSpan, int kFirst>
+__device__ __forceinline__ void SlotButterflies(float (&v)[kSlots]) {
+#pragma unroll
+  for (int h = kFirst; h < kSpan; h *= 2)
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
+      if (!(s & h)) {
+        const float a = v[s], b = v[s + h];
+        v[s] = a + b;
+        v[s + h] = a - b;
+      }
+}
+
+// And between lanes, on the lowest kBits bits of their number.
+template <int kBits>
+__device__ __forceinline__ void LaneButterflies(float (&v)[kSlots]) {
+#pragma unroll
+  for (int bit = 0; bit < kBits; ++bit) {
+    const float sign = Lane() >> bit & 1 ? -1.0f : 1.0f;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) v[s] = fmaf(sign, v[s], __shfl_xor_sync(kWarp, v[s], 1 << bit));
+  }
+}
 
 template <typename T>
 struct Fragment;
@@ -81,39 +107,50 @@ struct SignMatrix {
 template <typename T>
 struct Fragment16 {
   using Storage = uint16_t;
+  static constexpr bool kMayBeUnsafe = true;
 
   uint32_t raw[4];
 
   // Where the first and the second four of a lane's 8 slots are in the fragment, in units of 4 elements.
   static __device__ __forceinline__ int Quad(int half) { return 2 * Lane() + half; }
 
+  // Starts to copy what Load() will read to `to`, in shared memory.
+  static __device__ __forceinline__ void StartLoad(Storage* to, const Storage* from) {
+    StartCopy(to + kSlots * Lane(), from + kSlots * Lane());
+  }
+
   __device__ __forceinline__ void Load(const Storage* from) {
-    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(from) + Lane());
+    const uint4 v = reinterpret_cast<const uint4*>(from)[Lane()];
     raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
   }
 
-  // Element by element, for an end of the array or an unaligned one: elements from `count` on are 0.
-  __device__ __forceinline__ void LoadSlowly(const Storage* from, int64_t count) {
+  // Of the lane's slots, as bits, those of the fragment's first `count` elements.
+  static __device__ __forceinline__ unsigned SlotsBelow(int64_t count) {
+    const int64_t left = count - kSlots * Lane();
+    return left >= kSlots ? kAllSlots : left > 0 ? (1u << left) - 1 : 0;
+  }
+
+  // Element by element, for an end of the array or an unaligned one: those that are not in `slots` are 0.
+  __device__ __forceinline__ void LoadSlots(const Storage* from, unsigned slots) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int at = Lane() * kSlots + 2 * r;
-      raw[r] = (at < count ? from[at] : 0u) | (at + 1 < count ? static_cast<uint32_t>(from[at + 1]) << 16 : 0u);
+      raw[r] =
+          (slots >> 2 * r & 1 ? from[at] : 0u) | (slots >> 2 * r & 2 ? static_cast<uint32_t>(from[at + 1]) << 16 : 0u);
     }
   }
 
   static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kSlots], float scale) {
-    __stcs(reinterpret_cast<uint4*>(to) + Lane(),
-           make_uint4(Pack<T>(v[0] * scale, v[1] * scale), Pack<T>(v[2] * scale, v[3] * scale),
-                      Pack<T>(v[4] * scale, v[5] * scale), Pack<T>(v[6] * scale, v[7] * scale)));
+    reinterpret_cast<uint4*>(to)[Lane()] =
+        make_uint4(Pack<T>(v[0] * scale, v[1] * scale), Pack<T>(v[2] * scale, v[3] * scale),
+                   Pack<T>(v[4] * scale, v[5] * scale), Pack<T>(v[6] * scale, v[7] * scale));
   }
 
-  static __device__ __forceinline__ void StoreSlowly(Storage* to, const float (&v)[kSlots], float scale,
-                                                     int64_t count) {
+  static __device__ __forceinline__ void StoreSlots(Storage* to, const float (&v)[kSlots], float scale,
+                                                    unsigned slots) {
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int at = Lane() * kSlots + s;
-      if (at < count) to[at] = Element<T>::Round(v[s] * scale);
-    }
+    for (int s = 0; s < kSlots; ++s)
+      if (slots >> s & 1) to[Lane() * kSlots + s] = Element<T>::Round(v[s] * scale);
   }
 
   // The two steps' matrices for rows of 2^kBits elements, or for the lowest 8 bits of longer ones.
@@ -123,23 +160,9 @@ struct Fragment16 {
     SignMatrix<BF16, TransformedBits(2, kBits)> step2;
   };
 
+  // Transforms the rows of a fragment in which nothing is unsafe, or which is part of one row.
   template <int kBits>
-  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits>& matrices) {
-    // Rows shorter than the fragment meet zeros in the matrices, and 0 * infinity would spread from row to row.
-    if constexpr (kBits < 8) {
-      if (__any_sync(kWarp, HasUnsafe())) return TransformRowByRow(v, matrices);
-    }
-    TransformSafe(v, matrices);
-  }
-
- private:
-  // The bits, without sign, of infinity, and of the least magnitude with which sums of 128 elements may reach it. For
-  // float16 that takes an infinity, since sums are float32; for bfloat16 it is 2^120.
-  static constexpr uint32_t kInfinite = std::is_same_v<T, F16> ? 0x7c00 : 0x7f80;
-  static constexpr uint32_t kUnsafe = std::is_same_v<T, F16> ? kInfinite : 0x7b80;
-
-  template <int kBits>
-  __device__ __forceinline__ void TransformSafe(float (&v)[kSlots], const Matrices<kBits>& matrices) const {
+  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits>& matrices) const {
     float first[2][4] = {};
     matrices.step1.MultiplyAdd(first[0], raw[0], raw[1]);
     matrices.step1.MultiplyAdd(first[1], raw[2], raw[3]);
@@ -160,31 +183,8 @@ struct Fragment16 {
     }
   }
 
-  // For a fragment with rows that could spread: those are transformed apart, scaled down by 2^8; a row with an infinity
-  // or NaN becomes NaN.
-  template <int kBits>
-  __device__ void TransformRowByRow(float (&v)[kSlots], const Matrices<kBits>& matrices) const {
-    const unsigned unsafe = WholeRows<kBits>(SlotsFrom(kUnsafe));
-    const unsigned infinite = WholeRows<kBits>(SlotsFrom(kInfinite));
-    Fragment16 safe = *this;
-    safe.Zero(unsafe);
-    safe.TransformSafe(v, matrices);
-    if constexpr (kUnsafe != kInfinite) {
-      Fragment16 large = *this;
-      large.Zero(~unsafe | infinite);
-#pragma unroll
-      for (int r = 0; r < 4; ++r) large.raw[r] = PackedFma(large.raw[r], 0x3b803b80u, 0x80008000u);  // * 2^-8 + -0
-      float w[kSlots];
-      large.TransformSafe(w, matrices);
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s)
-        if (unsafe >> s & 1) v[s] = w[s] * 256;
-    }
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s)
-      if (infinite >> s & 1) v[s] = __uint_as_float(0x7fc00000u);  // NaN
-  }
-
+  // Whether the lane holds what may spread to other rows of the fragment: rows shorter than it meet zeros in the
+  // matrices, and 0 * infinity is NaN.
   __device__ __forceinline__ bool HasUnsafe() const {
     constexpr uint32_t kToSignBit = (0x8000 - kUnsafe) * 0x10001;  // added to an unsafe magnitude, it sets the sign bit
     uint32_t carried = 0;
@@ -193,12 +193,41 @@ struct Fragment16 {
     return carried & 0x80008000u;
   }
 
-  // Of the lane's slots, as bits, those of a magnitude from `least` on.
-  __device__ __forceinline__ unsigned SlotsFrom(uint32_t least) const {
+  // The slots of rows that hold something unsafe in any lane.
+  template <int kBits>
+  __device__ __forceinline__ unsigned UnsafeRows() const {
+    return WholeRows<kBits>(UnsafeSlots());
+  }
+
+  __device__ __forceinline__ void Zero(unsigned slots) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s)
+      if (slots >> s & 1) raw[s / 2] &= s % 2 ? 0x0000ffffu : 0xffff0000u;
+  }
+
+  // Transforms rows of 2^kBits < 256 elements by butterflies, which keep to their row.
+  template <int kBits>
+  __device__ __forceinline__ void TransformByButterflies(float (&v)[kSlots]) const {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float2 pair = Unpack<T>(raw[r]);
+      v[2 * r] = pair.x, v[2 * r + 1] = pair.y;
+    }
+    SlotButterflies<1 << Min(kBits, 3), 1>(v);
+    LaneButterflies<Max(kBits - 3, 0)>(v);
+  }
+
+ private:
+  // The bits, without sign, of the least magnitude with which sums of 128 elements may be infinite. For float16 that
+  // takes an infinity, since sums are float32; for bfloat16 it is 2^120.
+  static constexpr uint32_t kUnsafe = std::is_same_v<T, F16> ? 0x7c00 : 0x7b80;
+
+  // Of the lane's slots, as bits, the unsafe ones.
+  __device__ __forceinline__ unsigned UnsafeSlots() const {
     unsigned slots = 0;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if ((raw[s / 2] >> (16 * (s % 2)) & 0x7fff) >= least) slots |= 1u << s;
+      if ((raw[s / 2] >> (16 * (s % 2)) & 0x7fff) >= kUnsafe) slots |= 1u << s;
     return slots;
   }
 
@@ -209,7 +238,7 @@ struct Fragment16 {
       constexpr int kLanes = 1 << (kBits - 3);
       constexpr unsigned kRow = kLanes == 32 ? kWarp : (1u << kLanes) - 1;
       const unsigned lanes = __ballot_sync(kWarp, slots != 0);
-      return lanes >> (Lane() / kLanes * kLanes) & kRow ? 0xff : 0;
+      return lanes >> (Lane() / kLanes * kLanes) & kRow ? kAllSlots : 0;
     } else {
       constexpr unsigned kRow = (1u << (1 << kBits)) - 1;
 #pragma unroll
@@ -217,12 +246,6 @@ struct Fragment16 {
         if (slots & kRow << s) slots |= kRow << s;
       return slots;
     }
-  }
-
-  __device__ __forceinline__ void Zero(unsigned slots) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s)
-      if (slots >> s & 1) raw[s / 2] &= s % 2 ? 0x0000ffffu : 0xffff0000u;
   }
 };
 
@@ -235,25 +258,36 @@ struct Fragment<BF16> : Fragment16<BF16> {};
 template <>
 struct Fragment<float> {
   using Storage = float;
+  static constexpr bool kMayBeUnsafe = false;  // butterflies keep to their row
 
   float raw[kSlots];
 
   static __device__ __forceinline__ int Quad(int half) { return 32 * half + Lane(); }
 
+  static __device__ __forceinline__ void StartLoad(float* to, const float* from) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) StartCopy(to + 4 * Quad(half), from + 4 * Quad(half));
+  }
+
   __device__ __forceinline__ void Load(const float* from) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float4 v = __ldcs(reinterpret_cast<const float4*>(from) + Quad(half));
+      const float4 v = reinterpret_cast<const float4*>(from)[Quad(half)];
       raw[4 * half] = v.x, raw[4 * half + 1] = v.y, raw[4 * half + 2] = v.z, raw[4 * half + 3] = v.w;
     }
   }
 
-  __device__ __forceinline__ void LoadSlowly(const float* from, int64_t count) {
+  static __device__ __forceinline__ unsigned SlotsBelow(int64_t count) {
+    unsigned slots = 0;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int at = 4 * Quad(s / 4) + s % 4;
-      raw[s] = at < count ? from[at] : 0;
-    }
+    for (int s = 0; s < kSlots; ++s)
+      if (4 * Quad(s / 4) + s % 4 < count) slots |= 1u << s;
+    return slots;
+  }
+
+  __device__ __forceinline__ void LoadSlots(const float* from, unsigned slots) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) raw[s] = slots >> s & 1 ? from[4 * Quad(s / 4) + s % 4] : 0;
   }
 
   static __device__ __forceinline__ void Store(float* to, const float (&v)[kSlots], float scale) {
@@ -264,44 +298,22 @@ struct Fragment<float> {
     }
   }
 
-  static __device__ __forceinline__ void StoreSlowly(float* to, const float (&v)[kSlots], float scale, int64_t count) {
+  static __device__ __forceinline__ void StoreSlots(float* to, const float (&v)[kSlots], float scale, unsigned slots) {
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const int at = 4 * Quad(s / 4) + s % 4;
-      if (at < count) to[at] = v[s] * scale;
-    }
+    for (int s = 0; s < kSlots; ++s)
+      if (slots >> s & 1) to[4 * Quad(s / 4) + s % 4] = v[s] * scale;
   }
 
   template <int kBits>
   struct Matrices {};
 
   template <int kBits>
-  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits>&) {
+  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits>&) const {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) v[s] = raw[s];
     SlotButterflies<1 << Min(kBits, 2), 1>(v);
-#pragma unroll
-    for (int bit = 0; bit < Min(kBits - 2, 5); ++bit) {
-      const float sign = Lane() >> bit & 1 ? -1.0f : 1.0f;
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s) v[s] = fmaf(sign, v[s], __shfl_xor_sync(kWarp, v[s], 1 << bit));
-    }
+    LaneButterflies<Max(Min(kBits - 2, 5), 0)>(v);
     if constexpr (kBits >= 8) SlotButterflies<8, 4>(v);
-  }
-
- private:
-  // Strides kFirst, 2 kFirst, ... kSpan / 2 among the slots.
-  template <int kSpan, int kFirst>
-  static __device__ __forceinline__ void SlotButterflies(float (&v)[kSlots]) {
-#pragma unroll
-    for (int h = kFirst; h < kSpan; h *= 2)
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s)
-        if (!(s & h)) {
-          const float a = v[s], b = v[s + h];
-          v[s] = a + b;
-          v[s + h] = a - b;
-        }
   }
 };
 

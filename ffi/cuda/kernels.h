@@ -8,16 +8,19 @@ namespace jax_hadacore::cuda {
 struct F16;
 struct BF16;
 
-// Rows of 2^bits <= 2^15 elements of one type, with float32 results of 2^15 16-bit elements besides. `aligned`: the
-// buffers are aligned to 16 bytes.
+// The kernels for rows of 2^bits <= 2^15 elements of one type, with float32 results of 2^15 16-bit elements besides.
+// `aligned`: the buffers are aligned to 16 bytes.
+struct RowsKernels {
+  Kernel many, few;  // for many rows, and for few; the latter fits into any GPU's shared memory
+};
 template <typename In, typename Out>
-Kernel RowsKernel(int bits, bool aligned);
+RowsKernels FindRowsKernels(int bits, bool aligned);
 
-extern template Kernel RowsKernel<F16, F16>(int, bool);
-extern template Kernel RowsKernel<F16, float>(int, bool);
-extern template Kernel RowsKernel<BF16, BF16>(int, bool);
-extern template Kernel RowsKernel<BF16, float>(int, bool);
-extern template Kernel RowsKernel<float, float>(int, bool);
+extern template RowsKernels FindRowsKernels<F16, F16>(int, bool);
+extern template RowsKernels FindRowsKernels<F16, float>(int, bool);
+extern template RowsKernels FindRowsKernels<BF16, BF16>(int, bool);
+extern template RowsKernels FindRowsKernels<BF16, float>(int, bool);
+extern template RowsKernels FindRowsKernels<float, float>(int, bool);
 
 // Vectors of any stride, up to kSharedVector elements, by butterflies in shared memory: rows of doubles, and columns.
 constexpr int64_t kSharedVector = 8192;

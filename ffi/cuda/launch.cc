@@ -19,12 +19,30 @@ bool Aligned(const void* x, const void* y) {
   return (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % 16 == 0;
 }
 
-// The launch of a kernel on rows. Where there are more than two rows for every block that runs at once, a block takes
-// two and loads the second while it works on the first.
-Launch OnRows(Kernel kernel, const void* x, void* y, int64_t rows, int64_t n, double scale, int processors) {
-  int64_t per_block = kernel.per_block;
-  if (kernel.blocks_per_processor && rows > int64_t{2} * kernel.blocks_per_processor * processors) per_block *= 2;
+// Fewer elements than this a multiprocessor are few: they end soonest when spread thin.
+constexpr int64_t kMany = 2048;
+
+// How many consecutive rows a block takes. It works on one while the next is on its way, but all blocks that run at
+// once wait for the last: the cost in quarters of a row, of which a block's start takes about one.
+int64_t RowsPerBlock(const Kernel& kernel, int64_t rows, int processors) {
+  int64_t best = 1, least = INT64_MAX;
+  for (int64_t k = 1; k <= kernel.most_rows; ++k) {
+    const int64_t at_once = k * kernel.blocks_per_processor * processors;
+    const int64_t cost = (rows + at_once - 1) / at_once * (4 * k + 1);
+    if (cost < least) best = k, least = cost;
+  }
+  return best;
+}
+
+Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_t n, double scale, const Gpu& gpu) {
+  const int64_t per_block = kernel.per_block * RowsPerBlock(kernel, rows, gpu.processors);
   return {kernel, {x, y, rows, n, 1, per_block, scale}, (rows + per_block - 1) / per_block};
+}
+
+Launch OnRows(const RowsKernels& kernels, const void* x, void* y, int64_t rows, int64_t n, double scale,
+              const Gpu& gpu) {
+  const bool few = rows * n < kMany * gpu.processors || kernels.many.shared_bytes > gpu.shared_bytes;
+  return OnRows(few ? kernels.few : kernels.many, x, y, rows, n, scale, gpu);
 }
 
 // The launch of a kernel on the columns of (n, stride) tiles; all of a block's are in one tile.
@@ -34,31 +52,38 @@ Launch OnColumns(Kernel kernel, const void* x, void* y, int64_t tiles, int64_t n
 }
 
 template <typename T>
-std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, int processors) {
+std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (p.n <= kOnePass) {
-    const Kernel kernel = RowsKernel<T, T>(Log2(p.n), Aligned(b.x, b.y));
-    return {OnRows(kernel, b.x, b.y, p.rows, p.n, p.scale, processors)};
+    return {OnRows(FindRowsKernels<T, T>(Log2(p.n), Aligned(b.x, b.y)), b.x, b.y, p.rows, p.n, p.scale, gpu)};
   }
   void* between = NeedsWorkspace(p) ? b.workspace : b.y;
   const int64_t parts = p.n / kOnePass;
-  return {OnRows(RowsKernel<T, float>(Log2(kOnePass), Aligned(b.x, between)), b.x, between, p.rows * parts, kOnePass, 1,
-                 processors),
+  return {OnRows(FindRowsKernels<T, float>(Log2(kOnePass), Aligned(b.x, between)), b.x, between, p.rows * parts,
+                 kOnePass, 1, gpu),
           OnColumns(SharedKernel<float, T>(parts), between, b.y, p.rows, parts, kOnePass, p.scale)};
 }
 
 template <>
-std::vector<Launch> PlanFor<double>(const Problem& p, const Buffers& b, int processors) {
+std::vector<Launch> PlanFor<double>(const Problem& p, const Buffers& b, const Gpu& gpu) {
   const auto kernel = SharedKernel<double, double>;
-  if (p.n <= kSharedVector) return {OnRows(kernel(p.n), b.x, b.y, p.rows, p.n, p.scale, processors)};
+  if (p.n <= kSharedVector) return {OnRows(kernel(p.n), b.x, b.y, p.rows, p.n, p.scale, gpu)};
   const int64_t parts = p.n / kSharedVector;
-  return {OnRows(kernel(kSharedVector), b.x, b.y, p.rows * parts, kSharedVector, 1, processors),
+  return {OnRows(kernel(kSharedVector), b.x, b.y, p.rows * parts, kSharedVector, 1, gpu),
           OnColumns(kernel(parts), b.y, b.y, p.rows, parts, kSharedVector, p.scale)};
 }
 
-cudaError_t CountProcessors(int& processors) {
-  int device = 0;
+// The current device.
+cudaError_t Describe(Gpu& gpu, bool& overlaps) {
+  int device = 0, major = 0;
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  return cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (const cudaError_t error = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device))
+    return error;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+    return error;
+  const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  overlaps = major >= 9;
+  return error;
 }
 
 }  // namespace
@@ -67,20 +92,25 @@ bool NeedsWorkspace(const Problem& problem) {
   return problem.n > kOnePass && (problem.dtype == Dtype::kF16 || problem.dtype == Dtype::kBF16);
 }
 
-std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, int processors) {
+std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const Gpu& gpu) {
   switch (problem.dtype) {
-    case Dtype::kF16: return PlanFor<F16>(problem, buffers, processors);
-    case Dtype::kBF16: return PlanFor<BF16>(problem, buffers, processors);
-    case Dtype::kF32: return PlanFor<float>(problem, buffers, processors);
-    case Dtype::kF64: return PlanFor<double>(problem, buffers, processors);
+    case Dtype::kF16: return PlanFor<F16>(problem, buffers, gpu);
+    case Dtype::kBF16: return PlanFor<BF16>(problem, buffers, gpu);
+    case Dtype::kF32: return PlanFor<float>(problem, buffers, gpu);
+    case Dtype::kF64: return PlanFor<double>(problem, buffers, gpu);
   }
   return {};
 }
 
 cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
-  int processors = 0;
-  if (const cudaError_t error = CountProcessors(processors)) return error;
-  for (Launch& launch : Plan(problem, buffers, processors)) {
+  Gpu gpu{};
+  bool overlaps = false;
+  if (const cudaError_t error = Describe(gpu, overlaps)) return error;
+  // A launch may begin while the one before it ends: every kernel waits for that itself (WaitForPreviousLaunch).
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  for (Launch& launch : Plan(problem, buffers, gpu)) {
     if (launch.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     const Kernel& kernel = launch.kernel;
     // More than 48 KiB of shared memory has to be asked for, on each device; it is cheap, so at each launch.
@@ -89,21 +119,26 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
               cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes))
         return error;
     }
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = overlaps ? 1 : 0;
     void* arguments[] = {&launch.work};
-    if (const cudaError_t error = cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(launch.blocks)),
-                                                   dim3(static_cast<unsigned>(kernel.threads)), arguments,
-                                                   static_cast<size_t>(kernel.shared_bytes), stream))
-      return error;
+    if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel.function, arguments)) return error;
   }
   return cudaSuccess;
 }
 
 std::vector<std::string> DescribePlan(const Problem& problem, const Buffers& buffers) {
   constexpr const char* kDtypes[] = {"float16", "bfloat16", "float32", "float64"};
-  int processors = 0;
-  if (CountProcessors(processors) != cudaSuccess) return {};
+  Gpu gpu{};
+  bool overlaps = false;
+  if (Describe(gpu, overlaps) != cudaSuccess) return {};
   std::vector<std::string> lines;
-  for (const Launch& launch : Plan(problem, buffers, processors)) {
+  for (const Launch& launch : Plan(problem, buffers, gpu)) {
     const auto text = [](int64_t value) { return std::to_string(value); };
     lines.push_back(std::string(kDtypes[static_cast<int>(problem.dtype)]) + " n=" + text(problem.n) +
                     " rows=" + text(problem.rows) + ": " + launch.kernel.name + " of " + text(launch.work.n) + ", " +

@@ -24,6 +24,12 @@ struct Buffers {
   void* workspace;  // null where none is needed
 };
 
+// What a plan depends on.
+struct Gpu {
+  int processors;
+  int shared_bytes;  // the most that a block may have
+};
+
 // One kernel launch.
 struct Launch {
   Kernel kernel;
@@ -31,8 +37,8 @@ struct Launch {
   int64_t blocks;
 };
 
-// The launches that transform a problem on a GPU with that many multiprocessors.
-std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, int processors);
+// The launches that transform a problem.
+std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const Gpu& gpu);
 
 // Enqueues the transform on the current device's stream and returns the launches' status.
 cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream);

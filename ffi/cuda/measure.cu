@@ -13,18 +13,11 @@ void Check(cudaError_t error) {
 }
 
 constexpr int kCopyThreads = 256;
-constexpr int kCopyVectors = 4;  // 16 bytes each, a thread
 
-// A copy as a kernel, often faster than cudaMemcpyAsync. `vectors` of 16 bytes.
+// A copy as a kernel, of `vectors` of 16 bytes: one a thread, which was faster than several (docs/kernel.md).
 __global__ void __launch_bounds__(kCopyThreads) Copy(const uint4* x, uint4* y, int64_t vectors) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kCopyThreads * kCopyVectors) + threadIdx.x;
-  uint4 v[kCopyVectors];
-#pragma unroll
-  for (int i = 0; i < kCopyVectors; ++i)
-    if (first + i * kCopyThreads < vectors) v[i] = __ldcs(x + first + i * kCopyThreads);
-#pragma unroll
-  for (int i = 0; i < kCopyVectors; ++i)
-    if (first + i * kCopyThreads < vectors) __stcs(y + first + i * kCopyThreads, v[i]);
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
+  if (i < vectors) y[i] = x[i];
 }
 
 int64_t Bytes(const Problem& p) {
@@ -99,9 +92,8 @@ std::vector<Times> Measure(const Problem& problem, const Buffers& buffers, int s
   };
   const Graph transform(stream, launches, [&](int launch, cudaStream_t s) { return Enqueue(problem, set(launch), s); });
   const Graph copy(stream, launches, [&](int launch, cudaStream_t s) {
-    constexpr int64_t kBlock = kCopyThreads * kCopyVectors;
     const Buffers b = set(launch);
-    Copy<<<static_cast<unsigned>((vectors + kBlock - 1) / kBlock), kCopyThreads, 0, s>>>(
+    Copy<<<static_cast<unsigned>((vectors + kCopyThreads - 1) / kCopyThreads), kCopyThreads, 0, s>>>(
         static_cast<const uint4*>(b.x), static_cast<uint4*>(b.y), vectors);
     return cudaGetLastError();
   });

@@ -20,10 +20,11 @@ cuda::Buffers BuffersAt(uintptr_t x, uintptr_t y, uintptr_t workspace) {
 }
 
 // The launches of a problem on aligned or unaligned buffers.
-nb::list Plan(const Problem& problem, bool aligned, int processors) {
+nb::list Plan(const Problem& problem, bool aligned, int processors, int shared_bytes) {
   const uintptr_t address = aligned ? 16 : 2;
   nb::list launches;
-  for (const cuda::Launch& launch : cuda::Plan(problem, BuffersAt(address, address, address), processors)) {
+  for (const cuda::Launch& launch :
+       cuda::Plan(problem, BuffersAt(address, address, address), {processors, shared_bytes})) {
     nb::dict d;
     d["kernel"] = launch.kernel.name;
     d["threads"] = launch.kernel.threads;
@@ -70,7 +71,8 @@ NB_MODULE(_cuda, m) {
             new (self) Problem{dtype, n, rows, scale};
           },
           "dtype"_a, "n"_a, "rows"_a, "scale"_a = 1.0);
-  m.def("plan", Plan, "problem"_a, "aligned"_a = true, "processors"_a = 132, "The kernel launches of a problem.");
+  m.def("plan", Plan, "problem"_a, "aligned"_a = true, "processors"_a = 132, "shared_bytes"_a = 227 * 1024,
+        "The kernel launches of a problem.");
   m.def("measure", Measure, "problem"_a, "x"_a, "y"_a, "workspace"_a = 0, "sets"_a = 1, "launches"_a = 1,
         "replays"_a = 10,
         "Milliseconds of the transform, a copy kernel and cudaMemcpyAsync on buffers at device addresses.");

@@ -22,12 +22,37 @@ __device__ __forceinline__ uint32_t Pack(float low, float high) {
   return packed;
 }
 
-// a * b + c for two packed pairs of bfloat16.
-__device__ __forceinline__ uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t result;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
-  return result;
+// The two floats of a packed pair.
+template <typename T>
+__device__ __forceinline__ float2 Unpack(uint32_t packed) {
+  float2 v;
+  if constexpr (std::is_same_v<T, F16>) {
+    asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(v.x), "=f"(v.y)
+        : "r"(packed));
+  } else {
+    v.x = __uint_as_float(packed << 16);
+    v.y = __uint_as_float(packed & 0xffff0000u);
+  }
+  return v;
 }
+
+// Waits until the launch before this one on the stream has ended and its results are visible. The launch may overlap
+// with what comes before this call (programmatic dependent launch), so no kernel touches memory before it.
+__device__ __forceinline__ void WaitForPreviousLaunch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Copies 16 bytes from global to shared memory; they are there after FinishCopies(), for the thread that copies.
+__device__ __forceinline__ void StartCopy(void* shared, const void* global) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
+}
+__device__ __forceinline__ void FinishCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // d += A B on the tensor cores, by one warp: A 16x16 (row-major fragment), B 16x8 (column-major), float32 sums.
 template <typename T>

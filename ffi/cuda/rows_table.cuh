@@ -1,7 +1,7 @@
-// rows_table.cuh: which kernel transforms rows of 2^bits elements. The launch table.
-// Every choice keeps within 96 KiB of shared memory, which every architecture from sm_80 on gives a block.
+// rows_table.cuh: which kernels transform rows of 2^bits elements. The launch table, as measured (docs/kernel.md).
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -10,65 +10,101 @@
 
 namespace jax_hadacore::cuda {
 
-constexpr int kShortBits = 11;
-constexpr int kLongBits = 15;
+// For each type and length the kernel for many rows, which keeps enough loads in flight to saturate the memory, and the
+// kernel for few, which ends soonest.
+template <typename Many_, typename Few_ = Many_>
+struct Choice {
+  using Many = Many_;
+  using Few = Few_;
+};
 
-// LongRowsShape<bits, fragments a warp, parts of the exchange, blocks a multiprocessor, prefetch>
+template <int kBits, int kFragments>
+using Short = ShortRowsShape<kBits, kFragments>;
+// <bits, fragments a warp, blocks a multiprocessor, exchange, rows>
+template <int kBits, int kFragments, int kBlocks, typename Exchange, typename Rows = Direct>
+using Long = LongRowsShape<kBits, kFragments, kBlocks, Exchange, Rows>;
+
 template <typename T, int kBits>
-struct LongRowsChoice;
+struct RowsChoice : Choice<Short<kBits, 2>, Short<kBits, 1>> {};
 template <typename T>
-struct LongRowsChoice<T, 12> : LongRowsShape<12, 4, 1, 6, true> {};
+struct RowsChoice<T, 9> : Choice<Short<9, 2>> {};
 template <typename T>
-struct LongRowsChoice<T, 13> : LongRowsShape<13, 4, 1, 3, true> {};
+struct RowsChoice<T, 10> : Choice<Short<10, 4>, Long<10, 2, 16, Exchange<1>, Staged<1>>> {};
 template <typename T>
-struct LongRowsChoice<T, 14> : LongRowsShape<14, 8, 2, 2, true> {};
+struct RowsChoice<T, 11> : Choice<Long<11, 4, 12, Exchange<1>>, Long<11, 2, 8, Exchange<1>, Staged<1>>> {};
 template <typename T>
-struct LongRowsChoice<T, 15> : LongRowsShape<15, 8, 2, 1, true> {};
-// A float32 row takes twice the registers: no room to load the next one.
-template <>
-struct LongRowsChoice<float, 12> : LongRowsShape<12, 4, 1, 6, false> {};
-template <>
-struct LongRowsChoice<float, 13> : LongRowsShape<13, 4, 1, 4, false> {};
-template <>
-struct LongRowsChoice<float, 14> : LongRowsShape<14, 8, 2, 2, false> {};
-template <>
-struct LongRowsChoice<float, 15> : LongRowsShape<15, 8, 2, 1, false> {};
+struct RowsChoice<T, 12> : Choice<Long<12, 4, 8, Exchange<1>>, Long<12, 4, 8, Exchange<1>, Staged<1>>> {};
+template <typename T>
+struct RowsChoice<T, 13> : Choice<Long<13, 4, 4, Exchange<1>>> {};
+template <typename T>
+struct RowsChoice<T, 14> : Choice<Long<14, 8, 2, Exchange<1>, Staged<2>>> {};
+template <typename T>
+struct RowsChoice<T, 15> : Choice<Long<15, 8, 1, Exchange<2, true>, Staged<16>>, Long<15, 8, 1, Exchange<2>>> {};
 
-template <typename In, typename Out, int kBits, bool kAligned>
-Kernel MakeRowsKernel() {
-  if constexpr (kBits <= kShortBits) {
-    // Enough loads in flight; element by element, as few as a row takes, since each needs many registers.
-    constexpr int kRow = kBits > 8 ? 1 << (kBits - 8) : 1, kFragments = kAligned ? Max(kRow, 4) : kRow;
-    constexpr int kElements = kShortRowsThreads / 32 * kFragments * kFragment;
-    return {"short rows",       reinterpret_cast<const void*>(&ShortRows<In, kBits, kFragments, kAligned>),
-            kShortRowsThreads,  0,
-            kElements >> kBits, 0};
-  } else {
-    using Shape = LongRowsChoice<In, kBits>;
-    return {"long rows",
-            reinterpret_cast<const void*>(&LongRows<In, Out, Shape, kAligned>),
-            Shape::kThreads,
-            Shape::kSharedBytes,
-            1,
-            Shape::kPrefetch && kAligned ? Shape::kBlocksPerProcessor : 0};
-  }
+// A float32 row takes twice the registers as it comes, and twice the shared memory where it is staged.
+template <int kBits>
+struct RowsChoice<float, kBits> : Choice<Short<kBits, 1>> {};
+template <>
+struct RowsChoice<float, 9> : Choice<Short<9, 2>> {};
+template <>
+struct RowsChoice<float, 10> : Choice<Short<10, 4>, Long<10, 2, 16, Exchange<1>>> {};
+template <>
+struct RowsChoice<float, 11> : Choice<Long<11, 4, 12, Exchange<1>>> {};
+template <>
+struct RowsChoice<float, 12> : Choice<Long<12, 4, 6, Exchange<1>>> {};
+template <>
+struct RowsChoice<float, 13> : Choice<Long<13, 4, 3, Exchange<1>, Staged<2>>> {};
+template <>
+struct RowsChoice<float, 14> : Choice<Long<14, 8, 2, Exchange<2>, Staged<2>>> {};
+template <>
+struct RowsChoice<float, 15> : Choice<Long<15, 8, 1, Exchange<2>, Staged<16>>, Long<15, 8, 1, Exchange<2>>> {};
+
+template <typename In, typename Out, bool kAligned, int kBits, int kFragments>
+Kernel MakeRowsKernel(ShortRowsShape<kBits, kFragments>) {
+  using Shape = ShortRowsShape<kBits, kFragments>;
+  return {"short rows",
+          reinterpret_cast<const void*>(&ShortRows<In, Shape, kAligned>),
+          Shape::kThreads,
+          0,
+          Shape::kRowsPerBlock,
+          0,
+          0};
+}
+
+template <typename In, typename Out, bool kAligned, int kBits, int kFragments, int kBlocks, typename E, typename R>
+Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R>) {
+  using Shape = LongRowsShape<kBits, kFragments, kBlocks, E, R>;
+  using Storage = typename Element<In>::Storage;
+  return {"long rows",
+          reinterpret_cast<const void*>(&LongRows<In, Out, Shape, kAligned>),
+          Shape::kThreads,
+          Shape::template kSharedBytes<Storage, kAligned>,
+          1,
+          Shape::template kStaged<Storage, kAligned> ? Shape::kMostRows : 1,
+          kBlocks};
+}
+
+// An unaligned row comes element by element, for which the kernel for few rows has to do.
+template <typename In, typename Out, int kBits>
+RowsKernels MakeRowsKernels(bool aligned) {
+  using Row = RowsChoice<In, kBits>;
+  const Kernel few = aligned ? MakeRowsKernel<In, Out, true>(typename Row::Few{})
+                             : MakeRowsKernel<In, Out, false>(typename Row::Few{});
+  return {aligned ? MakeRowsKernel<In, Out, true>(typename Row::Many{}) : few, few};
 }
 
 template <typename In, typename Out, int kFirst, int... i>
-Kernel FindRowsKernel(int bits, bool aligned, std::integer_sequence<int, i...>) {
-  Kernel kernel{};
-  ((bits == kFirst + i ? void(kernel = aligned ? MakeRowsKernel<In, Out, kFirst + i, true>()
-                                               : MakeRowsKernel<In, Out, kFirst + i, false>())
-                       : void()),
-   ...);
-  return kernel;
+RowsKernels FindRowsKernels(int bits, bool aligned, std::integer_sequence<int, i...>) {
+  RowsKernels kernels{};
+  ((bits == kFirst + i ? void(kernels = MakeRowsKernels<In, Out, kFirst + i>(aligned)) : void()), ...);
+  return kernels;
 }
 
 // A change of type (float32 results of 16-bit rows) is needed for the first pass of long rows only.
 template <typename In, typename Out>
-Kernel RowsKernel(int bits, bool aligned) {
-  constexpr int kFirst = std::is_same_v<In, Out> ? 0 : kLongBits;
-  return FindRowsKernel<In, Out, kFirst>(bits, aligned, std::make_integer_sequence<int, kLongBits - kFirst + 1>{});
+RowsKernels FindRowsKernels(int bits, bool aligned) {
+  constexpr int kLongest = 15, kFirst = std::is_same_v<In, Out> ? 0 : kLongest;
+  return FindRowsKernels<In, Out, kFirst>(bits, aligned, std::make_integer_sequence<int, kLongest - kFirst + 1>{});
 }
 
 }  // namespace jax_hadacore::cuda

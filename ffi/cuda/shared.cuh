@@ -18,8 +18,8 @@ struct Element<double> {
 // loop of butterflies serves rows (whose elements are 1 apart) and columns (whose elements are per_block apart).
 template <typename A, typename Out>
 __global__ void __launch_bounds__(kSharedThreads) Shared(const Work work) {
-  extern __shared__ double shared[];
-  A* tile = reinterpret_cast<A*>(shared);
+  extern __shared__ float4 shared_memory[];
+  A* tile = reinterpret_cast<A*>(shared_memory);
   const A* x = static_cast<const A*>(work.x);
   auto* y = static_cast<typename Element<Out>::Storage*>(work.y);
   const A scale = static_cast<A>(work.scale);
@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kSharedThreads) Shared(const Work work) {
   const int64_t origin = first / work.stride * work.stride * work.n + first % work.stride;
   const auto address = [&](int i) { return origin + i / step * work.stride + i % step; };
 
+  WaitForPreviousLaunch();
   for (int i = threadIdx.x; i < count; i += kSharedThreads) tile[i] = x[address(i)];
   for (int h = step; h < step * work.n; h *= 2) {
     __syncthreads();
@@ -46,9 +47,13 @@ __global__ void __launch_bounds__(kSharedThreads) Shared(const Work work) {
 
 template <typename A, typename Out>
 Kernel SharedKernel(int64_t n) {
-  return {"shared",          reinterpret_cast<const void*>(&Shared<A, Out>),
-          kSharedThreads,    static_cast<int>(kSharedVector * sizeof(A)),
-          kSharedVector / n, 0};
+  return {"shared",
+          reinterpret_cast<const void*>(&Shared<A, Out>),
+          kSharedThreads,
+          static_cast<int>(kSharedVector * sizeof(A)),
+          kSharedVector / n,
+          0,
+          0};
 }
 
 }  // namespace jax_hadacore::cuda

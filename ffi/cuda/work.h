@@ -24,7 +24,8 @@ struct Kernel {
   int threads;
   int shared_bytes;
   int64_t per_block;         // vectors that a block holds at once
-  int blocks_per_processor;  // how many run at once, for kernels that gain from several rows a block; else 0
+  int most_rows;             // how many a block gains from taking one after the other, where one fills it; else 0
+  int blocks_per_processor;  // how many of those run at once
 };
 
 }  // namespace jax_hadacore::cuda

@@ -15,14 +15,11 @@ struct Index {
 Index ThreadIndex();
 Index BlockIndex();
 
-// Fails unless the address is a multiple of the size, as vector accesses need.
-void CheckAligned(const void* address, size_t size);
-
 }  // namespace emulation
 
 #define __global__
 #define __device__
-// Shared memory is declared `extern __shared__ T name[]`: emulator.cc defines those names. One block runs at a time.
+// Shared memory is declared `extern __shared__ T name[]`: emulator.cc defines the name. One block runs at a time.
 #define __shared__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -47,17 +44,6 @@ inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-
-template <typename T>
-T __ldcs(const T* from) {
-  emulation::CheckAligned(from, sizeof(T));
-  return *from;
-}
-template <typename T>
-void __stcs(T* to, T value) {
-  emulation::CheckAligned(to, sizeof(T));
-  *to = value;
-}
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline float __uint_as_float(uint32_t bits) {

@@ -10,12 +10,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cuda/launch.h"
@@ -28,15 +30,14 @@ namespace {
 using jax_hadacore::cuda::Work;
 
 constexpr int kWarp = 32, kMaxThreads = 1024;
-constexpr size_t kStack = 64 * 1024, kMaxShared = 96 * 1024;
+constexpr size_t kStack = 64 * 1024, kMaxShared = 227 * 1024;
 
 }  // namespace
 }  // namespace emulation
 
-// The kernels' shared memory, by the names that they give it. Each name has its own: no kernel uses two.
+// The kernels' shared memory, by the name that they give it.
 namespace jax_hadacore::cuda {
-alignas(128) float exchange[emulation::kMaxShared / sizeof(float)];
-alignas(128) double shared[emulation::kMaxShared / sizeof(double)];
+alignas(128) float4 shared_memory[emulation::kMaxShared / sizeof(float4)];
 }  // namespace jax_hadacore::cuda
 
 namespace emulation {
@@ -53,6 +54,8 @@ struct Thread {
   jmp_buf place;  // where it waits
   const Collective* collective;
   void* argument;
+  bool waited;  // for the launch before
+  std::deque<std::pair<void*, const void*>> copies;
 };
 
 // Who accessed a place last. Serial numbers count through a whole run: a phase lasts from one barrier to the next.
@@ -84,7 +87,7 @@ unsigned block_index;
 uint32_t launch, block, phase;
 std::vector<Memory> memories;
 std::map<const void*, int> shared_limits;
-int processors;
+int processors, shared_bytes;
 int schedule;
 std::string error;
 
@@ -97,6 +100,7 @@ void Suspend() {
 
 void Enter() {
   kernel(work);
+  if (!current->copies.empty()) Fail("returns before its copies are finished");
   current->state = Thread::kDone;
   Suspend();
 }
@@ -158,7 +162,8 @@ void RunBlock(int count) {
     Thread& thread = threads[static_cast<size_t>(i)];
     thread.state = Thread::kReady;
     if (!thread.stack) thread.stack = std::make_unique<char[]>(kStack);
-    thread.started = false;
+    thread.started = thread.waited = false;
+    thread.copies.clear();
     getcontext(&thread.start);
     thread.start.uc_stack.ss_sp = thread.stack.get();
     thread.start.uc_stack.ss_size = kStack;
@@ -245,6 +250,7 @@ void OnAccess(const void* to, size_t bytes, bool write) {
     FailAt(*nearest, address, write, "is outside its " + std::to_string(nearest->end - nearest->begin) + " bytes");
   }
   if (write && !found->written) FailAt(*found, address, write, "which is only read");
+  if (!found->shared && !current->waited) FailAt(*found, address, write, "before the launch before has ended");
 
   const Access now = {launch, block, phase, static_cast<uint32_t>(ThreadNumber())};
   for (size_t i = (address - found->begin) / found->unit; i * found->unit < end - found->begin; ++i) {
@@ -287,9 +293,15 @@ void Fail(const std::string& message) {
   while (true) Suspend();
 }
 
-void CheckAligned(const void* address, size_t size) {
-  if (reinterpret_cast<uintptr_t>(address) % size)
-    Fail("a vector access to an address that is not aligned to its size");
+void WaitForPreviousLaunch() { current->waited = true; }
+
+void StartCopy(void* to, const void* from) { current->copies.emplace_back(to, from); }
+
+bool NextCopy(void*& to, const void*& from) {
+  if (current->copies.empty()) return false;
+  std::tie(to, from) = current->copies.front();
+  current->copies.pop_front();
+  return true;
 }
 
 }  // namespace emulation
@@ -305,8 +317,12 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = emulation::processors;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = emulation::processors; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulation::shared_bytes; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+  }
   return cudaSuccess;
 }
 
@@ -324,26 +340,25 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute, int va
 
 const char* cudaGetErrorString(cudaError_t) { return emulation::error.c_str(); }
 
-cudaError_t cudaLaunchKernel(const void* function, dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes,
-                             cudaStream_t) {
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
   using namespace emulation;
+  const unsigned blocks = config->gridDim.x, count = config->blockDim.x;
+  const size_t bytes = config->dynamicSmemBytes;
   const auto limit = shared_limits.find(function);
-  if (blocks.x == 0 || blocks.x > INT32_MAX || threads.x == 0 || threads.x > kMaxThreads || threads.x % kWarp ||
-      shared_bytes > (limit == shared_limits.end() ? 48u * 1024 : static_cast<size_t>(limit->second)) ||
-      shared_bytes > kMaxShared) {
-    error = "launch of " + std::to_string(blocks.x) + " blocks of " + std::to_string(threads.x) + " threads and " +
-            std::to_string(shared_bytes) + " bytes of shared memory";
+  if (blocks == 0 || blocks > INT32_MAX || count == 0 || count > kMaxThreads || count % kWarp ||
+      bytes > (limit == shared_limits.end() ? 48u * 1024 : static_cast<size_t>(limit->second)) ||
+      bytes > static_cast<size_t>(shared_bytes)) {
+    error = "launch of " + std::to_string(blocks) + " blocks of " + std::to_string(count) + " threads and " +
+            std::to_string(bytes) + " bytes of shared memory";
     return cudaErrorInvalidConfiguration;
   }
   kernel = reinterpret_cast<void (*)(Work)>(const_cast<void*>(function));
   work = *static_cast<const Work*>(arguments[0]);
   ++launch;
   // Where memory was not written it holds NaN, should a read of it go unnoticed.
-  std::memset(jax_hadacore::cuda::exchange, 0xff, kMaxShared);
-  std::memset(jax_hadacore::cuda::shared, 0xff, kMaxShared);
-  Watch(Shared(jax_hadacore::cuda::exchange, shared_bytes));
-  Watch(Shared(jax_hadacore::cuda::shared, shared_bytes));
-  for (block_index = 0; block_index < blocks.x && error.empty(); ++block_index) RunBlock(static_cast<int>(threads.x));
+  std::memset(jax_hadacore::cuda::shared_memory, 0xff, kMaxShared);
+  Watch(Shared(jax_hadacore::cuda::shared_memory, bytes));
+  for (block_index = 0; block_index < blocks && error.empty(); ++block_index) RunBlock(static_cast<int>(count));
   memories.erase(std::remove_if(memories.begin(), memories.end(), [](const Memory& memory) { return memory.shared; }),
                  memories.end());
   return error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
@@ -357,10 +372,11 @@ struct PlannedLaunch {
 };
 
 // Stores up to two launches of a transform of aligned buffers, and returns how many there are.
-int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, PlannedLaunch* launches) {
+int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, int shared_bytes, PlannedLaunch* launches) {
   using namespace jax_hadacore;
   int count = 0;
-  for (const cuda::Launch& launch : cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, processors)) {
+  for (const cuda::Launch& launch :
+       cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, {processors, shared_bytes})) {
     const auto& [kernel, work, blocks] = launch;
     launches[count++] = {blocks, kernel.threads, kernel.shared_bytes, work.per_block, work.count, work.n, work.stride};
   }
@@ -373,7 +389,7 @@ int emulation_needs_workspace(int dtype, int64_t n) {
 
 // Runs the transform and returns what went wrong, or an empty string.
 const char* emulation_run(int dtype, int64_t n, int64_t rows, double scale, const void* x, void* y, void* workspace,
-                          int processors, int schedule) {
+                          int processors, int shared_bytes, int schedule) {
   using namespace jax_hadacore;
   constexpr size_t kItemSizes[] = {2, 2, 4, 8};
   const size_t size = kItemSizes[dtype], count = static_cast<size_t>(rows * n);
@@ -384,6 +400,7 @@ const char* emulation_run(int dtype, int64_t n, int64_t rows, double scale, cons
   if (workspace)
     emulation::Watch(emulation::Operand("the workspace", workspace, count * sizeof(float), true, true, sizeof(float)));
   emulation::processors = processors;
+  emulation::shared_bytes = shared_bytes;
   emulation::schedule = schedule;
   const cudaError_t status = cuda::Enqueue({static_cast<Dtype>(dtype), n, rows, scale}, {x, y, workspace}, nullptr);
   if (status != cudaSuccess && emulation::error.empty()) emulation::error = "invalid configuration";

@@ -108,14 +108,7 @@ uint32_t Pack(Half type, float low, float high) {
   return Round(type, low) | static_cast<uint32_t>(Round(type, high)) << 16;
 }
 
-uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t result = 0;
-  for (int i = 0; i < 2; ++i) {
-    const double v = std::fma(Widen(Half::kBF16, a, i), Widen(Half::kBF16, b, i), Widen(Half::kBF16, c, i));
-    result |= static_cast<uint32_t>(Round(Half::kBF16, v)) << (16 * i);
-  }
-  return result;
-}
+float Unpack(Half type, uint32_t packed, int i) { return static_cast<float>(Widen(type, packed, i)); }
 
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Operands operands = {type, d, a, {b0, b1}};

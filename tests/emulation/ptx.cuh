@@ -8,8 +8,14 @@ namespace emulation {
 
 enum class Half { kF16, kBF16 };
 uint32_t Pack(Half type, float low, float high);
-uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c);
+float Unpack(Half type, uint32_t packed, int i);
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+void WaitForPreviousLaunch();
+
+// The running thread's copies that have begun: of one at a time, the oldest.
+void StartCopy(void* to, const void* from);
+bool NextCopy(void*& to, const void*& from);
 
 }  // namespace emulation
 
@@ -26,7 +32,20 @@ uint32_t Pack(float low, float high) {
   return emulation::Pack(kHalf<T>, low, high);
 }
 
-inline uint32_t PackedFma(uint32_t a, uint32_t b, uint32_t c) { return emulation::PackedFma(a, b, c); }
+template <typename T>
+float2 Unpack(uint32_t packed) {
+  return {emulation::Unpack(kHalf<T>, packed, 0), emulation::Unpack(kHalf<T>, packed, 1)};
+}
+
+inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
+
+// Copies are made as late as they may be, so that a use too early finds nothing.
+inline void StartCopy(void* shared, const void* global) { emulation::StartCopy(shared, global); }
+inline void FinishCopies() {
+  void* to;
+  const void* from;
+  while (emulation::NextCopy(to, from)) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
 
 template <typename T>
 void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

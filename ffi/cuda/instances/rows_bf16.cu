@@ -2,6 +2,6 @@
 #include "../rows_table.cuh"
 
 namespace jax_hadacore::cuda {
-template Kernel RowsKernel<BF16, BF16>(int, bool);
-template Kernel RowsKernel<BF16, float>(int, bool);
+template RowsKernels FindRowsKernels<BF16, BF16>(int, bool);
+template RowsKernels FindRowsKernels<BF16, float>(int, bool);
 }  // namespace jax_hadacore::cuda

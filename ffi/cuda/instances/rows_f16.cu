@@ -2,6 +2,6 @@
 #include "../rows_table.cuh"
 
 namespace jax_hadacore::cuda {
-template Kernel RowsKernel<F16, F16>(int, bool);
-template Kernel RowsKernel<F16, float>(int, bool);
+template RowsKernels FindRowsKernels<F16, F16>(int, bool);
+template RowsKernels FindRowsKernels<F16, float>(int, bool);
 }  // namespace jax_hadacore::cuda

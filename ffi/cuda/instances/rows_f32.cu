@@ -2,5 +2,5 @@
 #include "../rows_table.cuh"
 
 namespace jax_hadacore::cuda {
-template Kernel RowsKernel<float, float>(int, bool);
+template RowsKernels FindRowsKernels<float, float>(int, bool);
 }  // namespace jax_hadacore::cuda

@@ -6,9 +6,9 @@ import numpy as np
 
 from ._orders import sylvester
 
-# The largest matrix that a factor is applied with. Products with larger ones cost little more, but XLA sums them one
-# after the other, and the float32 error grows with the length of the sum (docs/numerics.md).
-_MAX_FACTOR = 16
+# The largest matrix that a factor is applied with. Fewer products with larger ones would be faster, but XLA sums them
+# one term after the other, and the float32 error grows with the length of the sum (docs/numerics.md).
+_MAX_FACTOR = 4
 
 
 def transform(x: jax.Array, *, scale: float) -> jax.Array:

@@ -57,6 +57,14 @@ class TestValues:
             expected = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
         assert_same_bits(kernel(x), expected.reshape(x.shape) * dtype.type(n**-0.5))
 
+    @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
+    @lengths(2**18, 2**19, 2**20, 2**21)
+    def test_very_long_rows(self, kernel, n, dtype):
+        x = normal((1, n), dtype)
+        y = kernel(x)
+        assert_within_bound(y, x)
+        assert_same_bits(kernel(x, offsets=(0, 1)), y)
+
     @dtypes
     @lengths(*(n for n in LENGTHS if n <= 256))
     def test_one_hot_rows_are_rows_of_the_matrix(self, kernel, n, dtype):

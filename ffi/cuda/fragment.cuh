@@ -317,6 +317,19 @@ struct Fragment<float> {
   }
 };
 
+// 2 or 4 consecutive floats, from an address aligned to their size.
+template <int kWidth>
+__device__ __forceinline__ void LoadVector(float (&v)[kWidth], const float* from) {
+  if constexpr (kWidth == 4) {
+    const float4 q = *reinterpret_cast<const float4*>(from);
+    v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
+  } else {
+    static_assert(kWidth == 2);
+    const float2 q = *reinterpret_cast<const float2*>(from);
+    v[0] = q.x, v[1] = q.y;
+  }
+}
+
 // Unnormalised butterflies over the first index.
 template <int kCount, int kWidth>
 __device__ __forceinline__ void Butterflies(float (&v)[kCount][kWidth]) {

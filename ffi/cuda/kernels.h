@@ -22,6 +22,15 @@ extern template RowsKernels FindRowsKernels<BF16, BF16>(int, bool);
 extern template RowsKernels FindRowsKernels<BF16, float>(int, bool);
 extern template RowsKernels FindRowsKernels<float, float>(int, bool);
 
+// Columns of 2^bits <= 2^kColumnsBits float32 sums, in registers; buffers are aligned to 16 bytes.
+constexpr int kColumnsBits = 5;
+template <typename Out>
+Kernel ColumnsKernel(int bits);
+
+extern template Kernel ColumnsKernel<F16>(int);
+extern template Kernel ColumnsKernel<BF16>(int);
+extern template Kernel ColumnsKernel<float>(int);
+
 // Vectors of any stride, up to kSharedVector elements, by butterflies in shared memory: rows of doubles, and columns.
 constexpr int64_t kSharedVector = 8192;
 template <typename A, typename Out>

@@ -58,9 +58,12 @@ std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) 
   }
   void* between = NeedsWorkspace(p) ? b.workspace : b.y;
   const int64_t parts = p.n / kOnePass;
+  const int bits = Log2(parts);
+  const Kernel columns =
+      bits <= kColumnsBits && Aligned(between, b.y) ? ColumnsKernel<T>(bits) : SharedKernel<float, T>(parts);
   return {OnRows(FindRowsKernels<T, float>(Log2(kOnePass), Aligned(b.x, between)), b.x, between, p.rows * parts,
                  kOnePass, 1, gpu),
-          OnColumns(SharedKernel<float, T>(parts), between, b.y, p.rows, parts, kOnePass, p.scale)};
+          OnColumns(columns, between, b.y, p.rows, parts, kOnePass, p.scale)};
 }
 
 template <>

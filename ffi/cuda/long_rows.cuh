@@ -49,18 +49,6 @@ struct LongRowsShape {
 // bit 0, so that the eight lanes of one 128-byte access, whose quads are 2 apart in the 16-bit layout, use all banks.
 __device__ __forceinline__ int Swizzle(int element) { return element ^ (element >> 3 & 4); }
 
-template <int kWidth>
-__device__ __forceinline__ void LoadVector(float (&v)[kWidth], const float* from) {
-  if constexpr (kWidth == 4) {
-    const float4 q = *reinterpret_cast<const float4*>(from);
-    v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
-  } else {
-    static_assert(kWidth == 2);
-    const float2 q = *reinterpret_cast<const float2*>(from);
-    v[0] = q.x, v[1] = q.y;
-  }
-}
-
 // How many blocks are to fit on a multiprocessor. Elsewhere than on sm_90, ptxas takes a few registers more.
 constexpr int BlocksToFit(int blocks) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900

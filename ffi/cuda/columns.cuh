@@ -1,0 +1,58 @@
+// columns.cuh: the second pass of rows longer than 32768: the columns of (n, stride) tiles of float32 sums, for short
+// n.
+#pragma once
+
+#include "fragment.cuh"
+#include "kernels.h"
+
+namespace jax_hadacore::cuda {
+
+constexpr int kColumnsThreads = 256;
+
+template <int kBits_>
+struct ColumnsShape {
+  static constexpr int kN = 1 << kBits_;
+  static constexpr int kWidth = kN <= 8 ? 4 : 2;  // neighbouring columns, which a thread holds in registers
+  static constexpr int kColumnsPerBlock = kColumnsThreads * kWidth;
+};
+
+// Buffers are aligned to 16 bytes, and a block's columns are in one tile.
+template <typename Out, typename Shape>
+__global__ void __launch_bounds__(kColumnsThreads) Columns(const Work work) {
+  using Storage = typename Element<Out>::Storage;
+  constexpr int kN = Shape::kN, kWidth = Shape::kWidth;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * Shape::kColumnsPerBlock + threadIdx.x * kWidth;
+  const int64_t origin = column / work.stride * work.stride * kN + column % work.stride;
+  const float* x = static_cast<const float*>(work.x) + origin;
+  Storage* y = static_cast<Storage*>(work.y) + origin;
+  const float scale = static_cast<float>(work.scale);
+
+  WaitForPreviousLaunch();
+  float v[kN][kWidth];
+#pragma unroll
+  for (int i = 0; i < kN; ++i) LoadVector<kWidth>(v[i], x + i * work.stride);
+  Butterflies(v);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) Element<Out>::template Store<kWidth>(y + i * work.stride, v[i], scale);
+}
+
+template <typename Out, int kBits>
+Kernel MakeColumnsKernel() {
+  using Shape = ColumnsShape<kBits>;
+  return {
+      "columns", reinterpret_cast<const void*>(&Columns<Out, Shape>), kColumnsThreads, 0, Shape::kColumnsPerBlock, 0,
+      0};
+}
+
+template <typename Out>
+Kernel ColumnsKernel(int bits) {
+  switch (bits) {
+    case 1: return MakeColumnsKernel<Out, 1>();
+    case 2: return MakeColumnsKernel<Out, 2>();
+    case 3: return MakeColumnsKernel<Out, 3>();
+    case 4: return MakeColumnsKernel<Out, 4>();
+    default: return MakeColumnsKernel<Out, kColumnsBits>();
+  }
+}
+
+}  // namespace jax_hadacore::cuda

@@ -80,14 +80,14 @@ template <typename T>
 struct Fragment;
 
 // The lane's part of a step's matrix, as operand A. Its four registers are 8x8 quarters of the matrix: H and the
-// identity on the highest bit repeat, drop or negate one quarter (SignQuarters in layout.h), so one register has it
-// all.
+// identity on the highest bit repeat, drop or negate one quarter (SignQuarters in layout.h), so one is computed.
 template <typename T, int kMask>
 struct SignMatrix {
-  uint32_t quarter;
+  uint32_t registers[4];
 
-  __device__ __forceinline__ SignMatrix() : quarter(0) {
+  __device__ __forceinline__ SignMatrix() {
     constexpr uint32_t kOne = std::is_same_v<T, F16> ? 0x3c00 : 0x3f80;
+    uint32_t quarter = 0;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = ARow(Lane(), 0), column = AColumn(Lane(), 0, h);
@@ -95,12 +95,16 @@ struct SignMatrix {
       const uint32_t entry = (row ^ column) & ~kMask ? 0u : kOne | minus;  // Sign() of layout.h
       quarter |= entry << (16 * h);
     }
+    const uint32_t beside = kMask & 8 ? quarter : 0;
+    registers[0] = quarter;
+    registers[1] = Opaque<0>(beside);
+    registers[2] = Opaque<1>(beside);
+    registers[3] = kMask & 8 ? quarter ^ 0x80008000u : Opaque<0>(quarter);
   }
 
   // d += this * B.
   __device__ __forceinline__ void MultiplyAdd(float (&d)[4], uint32_t b0, uint32_t b1) const {
-    const uint32_t beside = kMask & 8 ? quarter : 0, last = kMask & 8 ? quarter ^ 0x80008000u : quarter;
-    MatrixMultiplyAdd<T>(d, {quarter, beside, beside, last}, b0, b1);
+    MatrixMultiplyAdd<T>(d, registers, b0, b1);
   }
 };
 

@@ -54,6 +54,13 @@ __device__ __forceinline__ void StartCopy(void* shared, const void* global) {
 }
 __device__ __forceinline__ void FinishCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// v, as a value of its own in the compiler's eyes, which would copy registers again and again rather than keep two
+// alike: a launch's blocks have one thread in their second and third dimensions, and it does not know.
+template <int kDimension>
+__device__ __forceinline__ uint32_t Opaque(uint32_t v) {
+  return v ^ (kDimension ? blockDim.z : blockDim.y) ^ 1;
+}
+
 // d += A B on the tensor cores, by one warp: A 16x16 (row-major fragment), B 16x8 (column-major), float32 sums.
 template <typename T>
 __device__ __forceinline__ void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

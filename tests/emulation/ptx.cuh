@@ -37,6 +37,11 @@ float2 Unpack(uint32_t packed) {
   return {emulation::Unpack(kHalf<T>, packed, 0), emulation::Unpack(kHalf<T>, packed, 1)};
 }
 
+template <int kDimension>
+uint32_t Opaque(uint32_t v) {
+  return v;
+}
+
 inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
 
 // Copies are made as late as they may be, so that a use too early finds nothing.

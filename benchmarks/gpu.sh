@@ -2,11 +2,11 @@
 # Builds for the GPU at hand, and stores under FOLDER what the stages print: all of them, or those named.
 # Needs jax with CUDA, nvcc, the build requirements and pytest in the current Python environment; pytest-xdist helps.
 set -uo pipefail
-usage='usage: benchmarks/gpu.sh FOLDER [suite|selfcheck|sanitizers|errors|times]...'
+usage='usage: benchmarks/gpu.sh FOLDER [times|errors|program|selfcheck|suite|sanitizers]...'
 folder=$(realpath "${1:?$usage}")
 shift
 stages=("$@")
-[ $# -gt 0 ] || stages=(suite selfcheck sanitizers errors times)
+[ $# -gt 0 ] || stages=(times errors program selfcheck suite sanitizers)
 cd "$(dirname "$0")/.."
 mkdir -p "$folder"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the GPU
@@ -29,6 +29,8 @@ sanitizers() {
 }
 
 errors() { timeout 200 python3 benchmarks/errors.py --out "$folder/errors.json" 2>&1; }
+
+program() { timeout 100 python3 benchmarks/through_jax.py --out "$folder/program.json" 2>&1; }
 
 times() { timeout 200 python3 benchmarks/kernels.py --out "$folder/kernels.json" 2>&1; }
 

@@ -81,7 +81,8 @@ struct Fragment;
 
 // The lane's part of a step's matrix, as operand A. Its four registers are 8x8 quarters of the matrix: H and the
 // identity on the highest bit repeat, drop or negate one quarter (SignQuarters in layout.h), so one is computed.
-template <typename T, int kMask>
+// kApart: ptxas is made to keep all four, where it would copy them again for each of many products.
+template <typename T, int kMask, bool kApart>
 struct SignMatrix {
   uint32_t registers[4];
 
@@ -97,9 +98,9 @@ struct SignMatrix {
     }
     const uint32_t beside = kMask & 8 ? quarter : 0;
     registers[0] = quarter;
-    registers[1] = Opaque<0>(beside);
-    registers[2] = Opaque<1>(beside);
-    registers[3] = kMask & 8 ? quarter ^ 0x80008000u : Opaque<0>(quarter);
+    registers[1] = kApart ? Opaque<0>(beside) : beside;
+    registers[2] = kApart ? Opaque<1>(beside) : beside;
+    registers[3] = kMask & 8 ? quarter ^ 0x80008000u : quarter;
   }
 
   // d += this * B.
@@ -158,15 +159,15 @@ struct Fragment16 {
   }
 
   // The two steps' matrices for rows of 2^kBits elements, or for the lowest 8 bits of longer ones.
-  template <int kBits>
+  template <int kBits, bool kApart = false>
   struct Matrices {
-    SignMatrix<T, TransformedBits(1, kBits)> step1;
-    SignMatrix<BF16, TransformedBits(2, kBits)> step2;
+    SignMatrix<T, TransformedBits(1, kBits), kApart> step1;
+    SignMatrix<BF16, TransformedBits(2, kBits), kApart> step2;
   };
 
   // Transforms the rows of a fragment in which nothing is unsafe, or which is part of one row.
-  template <int kBits>
-  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits>& matrices) const {
+  template <typename Matrices>
+  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices& matrices) const {
     float first[2][4] = {};
     matrices.step1.MultiplyAdd(first[0], raw[0], raw[1]);
     matrices.step1.MultiplyAdd(first[1], raw[2], raw[3]);
@@ -308,11 +309,11 @@ struct Fragment<float> {
       if (slots >> s & 1) to[4 * Quad(s / 4) + s % 4] = v[s] * scale;
   }
 
-  template <int kBits>
+  template <int kBits, bool kApart = false>
   struct Matrices {};
 
-  template <int kBits>
-  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits>&) const {
+  template <int kBits, bool kApart>
+  __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices<kBits, kApart>&) const {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) v[s] = raw[s];
     SlotButterflies<1 << Min(kBits, 2), 1>(v);

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPer
   const float scale = static_cast<float>(work.scale);
   const int64_t first = blockIdx.x * work.per_block;
   const int64_t end = min(work.count, first + work.per_block);
-  const typename Fragment<In>::template Matrices<8> matrices;
+  const typename Fragment<In>::template Matrices<8, true> matrices;
 
   // Every warp stages its own chunk, and every thread what it will load itself, so no barrier is needed.
   const auto stage = [&](int64_t row) {

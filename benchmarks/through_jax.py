@@ -26,7 +26,10 @@ import jax_hadacore
 
 SHAPES = [(64, 128), (32, 128), (1, 8192), (512, 4096)]  # queries of a decoding step of two models, and more
 STEPS = 500
-OPERATIONS = {"hadamard": jax_hadacore.hadamard, "elementwise": lambda x: x * jnp.asarray(-0.5, x.dtype)}
+OPERATIONS = {
+    "hadamard": partial(jax_hadacore.hadamard, inplace=True),  # a loop's state is updated in place
+    "elementwise": lambda x: x * jnp.asarray(-0.5, x.dtype),
+}
 DUMPED = """
 import jax, jax.numpy as jnp
 from jax_hadacore import hadamard
@@ -69,7 +72,11 @@ def thunks() -> list[str]:
     """XLA's thunks for three transforms with elementwise operations between them."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_dump_to={folder} --xla_dump_hlo_module_re=.*lambda.*"
-        subprocess.run([sys.executable, "-c", DUMPED], check=True, env={**os.environ, "XLA_FLAGS": flags})
+        environ = {
+            **os.environ,
+            "XLA_FLAGS": flags,
+        }  # in a folder where no checkout hides the package
+        subprocess.run([sys.executable, "-c", DUMPED], check=True, env=environ, cwd=folder)
         texts = [p.read_text() for p in sorted(Path(folder).glob("*thunk_sequence*"))]
     return [
         re.sub(r"\s+", " ", line)[:100] for text in texts for line in text.splitlines() if re.search(r"k[A-Z]\w+", line)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "kernels.h"
 
@@ -76,17 +77,19 @@ std::vector<Launch> PlanFor<double>(const Problem& p, const Buffers& b, const Gp
 }
 
 // The current device.
-cudaError_t Describe(Gpu& gpu, bool& overlaps) {
-  int device = 0, major = 0;
+cudaError_t Describe(Gpu& gpu) {
+  int device = 0, major = 0, minor = 0;
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  if (const cudaError_t error = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device))
-    return error;
-  if (const cudaError_t error =
-          cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
-    return error;
-  const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  overlaps = major >= 9;
-  return error;
+  const std::pair<cudaDeviceAttr, int*> attributes[] = {
+      {cudaDevAttrMultiProcessorCount, &gpu.processors},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, &gpu.shared_bytes},
+      {cudaDevAttrComputeCapabilityMajor, &major},
+      {cudaDevAttrComputeCapabilityMinor, &minor},
+  };
+  for (const auto& [attribute, value] : attributes)
+    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device)) return error;
+  gpu.overlap = WaitsForPreviousLaunch(major, minor);
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -107,9 +110,7 @@ std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const G
 
 cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
   Gpu gpu{};
-  bool overlaps = false;
-  if (const cudaError_t error = Describe(gpu, overlaps)) return error;
-  // A launch may begin while the one before it ends: every kernel waits for that itself (WaitForPreviousLaunch).
+  if (const cudaError_t error = Describe(gpu)) return error;
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -128,7 +129,7 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
     config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
     config.stream = stream;
     config.attrs = &overlap;
-    config.numAttrs = overlaps ? 1 : 0;
+    config.numAttrs = gpu.overlap ? 1 : 0;
     void* arguments[] = {&launch.work};
     if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel.function, arguments)) return error;
   }
@@ -138,8 +139,7 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
 std::vector<std::string> DescribePlan(const Problem& problem, const Buffers& buffers) {
   constexpr const char* kDtypes[] = {"float16", "bfloat16", "float32", "float64"};
   Gpu gpu{};
-  bool overlaps = false;
-  if (Describe(gpu, overlaps) != cudaSuccess) return {};
+  if (Describe(gpu) != cudaSuccess) return {};
   std::vector<std::string> lines;
   for (const Launch& launch : Plan(problem, buffers, gpu)) {
     const auto text = [](int64_t value) { return std::to_string(value); };

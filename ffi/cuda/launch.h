@@ -28,6 +28,7 @@ struct Buffers {
 struct Gpu {
   int processors;
   int shared_bytes;  // the most that a block may have
+  bool overlap;      // whether launches may begin before the one before has ended
 };
 
 // One kernel launch.

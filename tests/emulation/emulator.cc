@@ -89,6 +89,7 @@ std::vector<Memory> memories;
 std::map<const void*, int> shared_limits;
 int processors, shared_bytes;
 int schedule;
+bool overlap;  // the running launch may have begun before the one before ended
 std::string error;
 
 int ThreadNumber() { return static_cast<int>(current - threads.data()); }
@@ -162,7 +163,8 @@ void RunBlock(int count) {
     Thread& thread = threads[static_cast<size_t>(i)];
     thread.state = Thread::kReady;
     if (!thread.stack) thread.stack = std::make_unique<char[]>(kStack);
-    thread.started = thread.waited = false;
+    thread.started = false;
+    thread.waited = !overlap;
     thread.copies.clear();
     getcontext(&thread.start);
     thread.start.uc_stack.ss_sp = thread.stack.get();
@@ -322,6 +324,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrMultiProcessorCount: *value = emulation::processors; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulation::shared_bytes; break;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
   }
   return cudaSuccess;
 }
@@ -354,6 +357,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
   }
   kernel = reinterpret_cast<void (*)(Work)>(const_cast<void*>(function));
   work = *static_cast<const Work*>(arguments[0]);
+  overlap = config->numAttrs > 0;
   ++launch;
   // Where memory was not written it holds NaN, should a read of it go unnoticed.
   std::memset(jax_hadacore::cuda::shared_memory, 0xff, kMaxShared);
@@ -376,7 +380,7 @@ int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, int share
   using namespace jax_hadacore;
   int count = 0;
   for (const cuda::Launch& launch :
-       cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, {processors, shared_bytes})) {
+       cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, {processors, shared_bytes, true})) {
     const auto& [kernel, work, blocks] = launch;
     launches[count++] = {blocks, kernel.threads, kernel.shared_bytes, work.per_block, work.count, work.n, work.stride};
   }

@@ -7,10 +7,7 @@ Every number is the median time of a jitted call on warm data, in milliseconds.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +15,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from environment import environment
 
-import jax_hadacore
-from jax_hadacore import _ffi, hadamard
+from jax_hadacore import hadamard
 from jax_hadacore._measure import sign_matrix
 
 ELEMENTS = 1 << 22
@@ -62,20 +59,6 @@ def median_time(function: Callable, x: jax.Array) -> float:
         function(x).block_until_ready()
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
-
-
-def environment() -> dict:
-    """What the numbers depend on."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {
-        "cpu": cpu.partition(":")[2].strip() or platform.processor(),
-        "cores": os.cpu_count(),
-        "kernel": _ffi.CPU.module.isa() if _ffi.CPU.module else "reference",
-        "jax": jax.__version__,
-        "jax_hadacore": jax_hadacore.__version__,
-        "python": platform.python_version(),
-        "command": " ".join(["python", *sys.argv]),
-    }
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/errors.py [--out FILE.json]
 
-The exact results come from the tests' oracle: float64, and for float64 extended precision.
+The exact results are computed by the definition in float64, and for float64 in extended precision.
 """
 
 import argparse
@@ -14,13 +14,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-
 from environment import environment
-from oracle import bound, error_in_roundings, transform
 
 import jax_hadacore
+from jax_hadacore._measure import definition, error_bound, error_in_roundings
 
 ELEMENTS = 1 << 20  # at least, where a row is shorter
 DTYPES = [jnp.dtype(name) for name in ("float16", "bfloat16", "float32", "float64")]
@@ -30,8 +27,9 @@ def measure(dtype: np.dtype, bits: int) -> dict:
     """The error of random rows of 2^bits elements."""
     n = 1 << bits
     x = np.random.default_rng(bits).standard_normal((max(1, ELEMENTS // n), n)).astype(dtype)
-    error = error_in_roundings(np.asarray(jax_hadacore.hadamard(x)), transform(x), dtype)
-    return {"dtype": dtype.name, "n": n, "error": error, "bound": bound(dtype, n)}
+    exact = definition(x, np.longdouble if dtype == np.float64 else np.float64)
+    error = error_in_roundings(np.asarray(jax_hadacore.hadamard(x)), exact)
+    return {"dtype": dtype.name, "n": n, "error": error, "bound": error_bound(dtype, n)}
 
 
 def main() -> None:

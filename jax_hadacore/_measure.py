@@ -12,6 +12,7 @@ from ._transform import hadamard
 
 _CHUNK = 1 << 24  # values on the device at a time
 _VERIFIED = 1 << 20  # values of an array, about, that are compared with the definition
+_FACTOR = 64
 
 
 class UnmeasurableError(Exception):
@@ -44,16 +45,20 @@ def sign_matrix(n: int) -> np.ndarray:
     return 1.0 - 2.0 * (np.bitwise_count(index[:, None] & index) % 2)
 
 
-def definition(rows: np.ndarray) -> np.ndarray:
-    """The orthonormal transform of each row in float64, n = 2^m.
+def definition(rows: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
+    """The orthonormal transform of each row, n = 2^m, computed and returned in `dtype`.
 
-    popcount(i & j) is the sum over the high bits and over the low bits of i and j, so the sign matrix of order n is
-    the Kronecker product of two small ones.
+    popcount(i & j) is the sum over fields of bits of i and j, so the sign matrix of order n is the Kronecker product of
+    small ones.
     """
-    count, n = rows.shape
-    low = 1 << n.bit_length() // 2
-    x = rows.astype(np.float64).reshape(count, n // low, low)
-    return (sign_matrix(n // low) @ x @ sign_matrix(low)).reshape(count, n) / math.sqrt(n)
+    n = rows.shape[-1]
+    y = rows.astype(dtype)
+    done = 1
+    while done < n:
+        factor = min(_FACTOR, n // done)
+        y = sign_matrix(factor).astype(dtype) @ y.reshape(-1, factor, done)
+        done *= factor
+    return y.reshape(rows.shape) / np.sqrt(dtype(n))
 
 
 def error_in_roundings(y: np.ndarray, exact: np.ndarray) -> float:
@@ -64,8 +69,11 @@ def error_in_roundings(y: np.ndarray, exact: np.ndarray) -> float:
 
 
 def error_bound(dtype: np.dtype, n: int) -> float:
-    """The largest error in roundings that the library promises."""
-    return 1.02 if dtype.itemsize == 2 else 1.2 * math.sqrt(math.log2(n) + 1)
+    """The largest error in roundings that the library promises (docs/numerics.md)."""
+    if dtype.itemsize == 2:
+        return 1.02
+    scale = 1.6 if dtype == np.float64 and math.log2(n) % 2 else 0.0
+    return math.hypot(1.2 * math.sqrt(math.log2(n) + 1), scale)
 
 
 def rotate(rows: np.ndarray) -> Rotation:

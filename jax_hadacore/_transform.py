@@ -26,8 +26,8 @@ def hadamard(x: ArrayLike, *, axis: int = -1, scale: float | None = None, inplac
             accumulated in float32; of a complex array both parts are transformed.
         axis: the axis to transform. Its length n is a power of two up to 2^24.
         scale: a static real number. By default n**-0.5, which makes the transform orthonormal.
-        inplace: let the result take the operand's memory. With a donated operand that saves a buffer; with any other
-            operand XLA copies first, so the result is the same.
+        inplace: let the result take the operand's memory. With a donated operand that saves a buffer, with the carry of
+            a loop a copy; with any other operand XLA copies first, so the result is the same.
 
     Returns:
         An array of x's shape, dtype and sharding. A row's bits depend on that row alone, not on the rest of the batch.

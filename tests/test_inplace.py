@@ -171,3 +171,25 @@ class TestTransformed:
 
     def test_another_axis(self, x):
         np.testing.assert_array_equal(f(x, axis=0), hadamard(x, axis=0))
+
+
+class TestLoops:
+    """A scan makes no more copies than with an elementwise operation in the transform's place."""
+
+    @staticmethod
+    def copies(step, operation):
+        xs = jnp.asarray(normal((5, *SHAPE), np.float32))
+        loop = lambda xs: jax.lax.scan(functools.partial(step, operation), xs[0], xs)
+        return copies(compiled(loop, xs))
+
+    def test_of_the_carry(self):
+        step = lambda operation, carry, x: (operation(carry), None)
+        assert self.copies(step, f) <= self.copies(step, jnp.negative)
+
+    def test_of_the_slices(self):
+        step = lambda operation, carry, x: (carry, operation(x))
+        assert self.copies(step, hadamard) <= self.copies(step, jnp.negative)
+
+    def test_of_both(self):
+        step = lambda operation, carry, x: (operation(carry) + x, operation(x))
+        assert self.copies(step, hadamard) <= self.copies(step, jnp.negative)

@@ -3,7 +3,7 @@
 set(JAX_HADACORE_OLDEST_NVCC 12.8)  # the first with sm_100 and sm_120
 
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
-  # Machine code for every architecture since Ampere, and PTX of the newest for those to come.
+  # Machine code for the GPUs of servers and desktops since Ampere, and PTX of the newest for those to come.
   set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120)
 endif()
 

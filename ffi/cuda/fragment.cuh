@@ -223,8 +223,8 @@ struct Fragment16 {
   }
 
  private:
-  // The bits, without sign, of the least magnitude with which sums of 128 elements may be infinite. For float16 that
-  // takes an infinity, since sums are float32; for bfloat16 it is 2^120.
+  // The bits, without sign, of a magnitude below which no sum of 128 elements is infinite. For float16 that takes an
+  // infinity, since sums are float32; for bfloat16 it is 2^120.
   static constexpr uint32_t kUnsafe = std::is_same_v<T, F16> ? 0x7c00 : 0x7b80;
 
   // Of the lane's slots, as bits, the unsafe ones.

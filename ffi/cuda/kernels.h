@@ -8,10 +8,6 @@ namespace jax_hadacore::cuda {
 struct F16;
 struct BF16;
 
-// Whether the kernels that run on a GPU of this compute capability wait for the launch before them, so that they may
-// begin before it has ended. Code for sm_80, compiled for a newer GPU by its driver, does not.
-bool WaitsForPreviousLaunch(int major, int minor);
-
 // The kernels for rows of 2^bits <= 2^15 elements of one type, with float32 results of 2^15 16-bit elements besides.
 // `aligned`: the buffers are aligned to 16 bytes.
 struct RowsKernels {

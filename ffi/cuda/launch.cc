@@ -2,8 +2,8 @@
 #include "launch.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
-#include <utility>
 
 #include "kernels.h"
 
@@ -78,17 +78,26 @@ std::vector<Launch> PlanFor<double>(const Problem& p, const Buffers& b, const Gp
 
 // The current device.
 cudaError_t Describe(Gpu& gpu) {
-  int device = 0, major = 0, minor = 0;
-  if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  const std::pair<cudaDeviceAttr, int*> attributes[] = {
-      {cudaDevAttrMultiProcessorCount, &gpu.processors},
-      {cudaDevAttrMaxSharedMemoryPerBlockOptin, &gpu.shared_bytes},
-      {cudaDevAttrComputeCapabilityMajor, &major},
-      {cudaDevAttrComputeCapabilityMinor, &minor},
-  };
-  for (const auto& [attribute, value] : attributes)
-    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device)) return error;
-  gpu.overlap = WaitsForPreviousLaunch(major, minor);
+  if (const cudaError_t error = cudaGetDevice(&gpu.device)) return error;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, gpu.device))
+    return error;
+  return cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.device);
+}
+
+// Whether kernels on a device wait for the launch before them (WaitForPreviousLaunch), so that they may begin before it
+// has ended: code for sm_90 and newer does, older code that the driver compiled for such a GPU does not. All kernels
+// are compiled alike, so one of them is asked, once for each device.
+cudaError_t WaitsForPreviousLaunch(const void* kernel, int device, bool& waits) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> architectures[kDevices];  // 90 for sm_90; 0 is not known yet
+  int architecture = device < kDevices ? architectures[device].load() : 0;
+  if (architecture == 0) {
+    cudaFuncAttributes attributes{};
+    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel)) return error;
+    architecture = attributes.ptxVersion;
+    if (device < kDevices) architectures[device] = architecture;
+  }
+  waits = architecture >= 90;
   return cudaSuccess;
 }
 
@@ -111,9 +120,10 @@ std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const G
 cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
   Gpu gpu{};
   if (const cudaError_t error = Describe(gpu)) return error;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  // A launch may begin while the one before it ends: every kernel waits for that itself.
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   for (Launch& launch : Plan(problem, buffers, gpu)) {
     if (launch.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     const Kernel& kernel = launch.kernel;
@@ -123,13 +133,15 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
               cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes))
         return error;
     }
+    bool overlap = false;
+    if (const cudaError_t error = WaitsForPreviousLaunch(kernel.function, gpu.device, overlap)) return error;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
     config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
     config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
     config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = gpu.overlap ? 1 : 0;
+    config.attrs = &attribute;
+    config.numAttrs = overlap ? 1 : 0;
     void* arguments[] = {&launch.work};
     if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel.function, arguments)) return error;
   }

@@ -11,8 +11,8 @@
 
 namespace jax_hadacore::cuda {
 
-// The longest row that is transformed in one pass. A longer one of 16-bit elements needs a float32 workspace of the
-// operand's shape between its two passes; float32 and float64 rows use the result for that.
+// The longest row of 16-bit or float32 elements that is transformed in one pass. A longer one of 16-bit elements needs
+// a float32 workspace of the operand's shape between its two passes; float32 and float64 rows use the result for that.
 constexpr int64_t kOnePass = 32768;
 
 // Whether a transform needs a workspace: decided by the type and the length alone, when a program is lowered.
@@ -26,9 +26,9 @@ struct Buffers {
 
 // What a plan depends on.
 struct Gpu {
+  int device;
   int processors;
   int shared_bytes;  // the most that a block may have
-  bool overlap;      // whether launches may begin before the one before has ended
 };
 
 // One kernel launch.

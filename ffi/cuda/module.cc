@@ -24,7 +24,7 @@ nb::list Plan(const Problem& problem, bool aligned, int processors, int shared_b
   const uintptr_t address = aligned ? 16 : 2;
   nb::list launches;
   for (const cuda::Launch& launch :
-       cuda::Plan(problem, BuffersAt(address, address, address), {processors, shared_bytes, false})) {
+       cuda::Plan(problem, BuffersAt(address, address, address), {0, processors, shared_bytes})) {
     nb::dict d;
     d["kernel"] = launch.kernel.name;
     d["threads"] = launch.kernel.threads;

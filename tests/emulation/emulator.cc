@@ -323,8 +323,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = emulation::processors; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulation::shared_bytes; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
   }
   return cudaSuccess;
 }
@@ -334,7 +332,10 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute, int value) {
   emulation::shared_limits[function] = value;
@@ -380,7 +381,7 @@ int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, int share
   using namespace jax_hadacore;
   int count = 0;
   for (const cuda::Launch& launch :
-       cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, {processors, shared_bytes, true})) {
+       cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, {0, processors, shared_bytes})) {
     const auto& [kernel, work, blocks] = launch;
     launches[count++] = {blocks, kernel.threads, kernel.shared_bytes, work.per_block, work.count, work.n, work.stride};
   }

@@ -38,11 +38,11 @@ struct LongRowsShape {
   static constexpr int kExchange = kOwnBuffers ? kBuffer * kParts : kBuffer;  // floats
   static_assert(kFragments % kParts == 0, "a part of the exchange is whole fragments");
 
-  template <typename T, bool kAligned>
+  template <bool kAligned>
   static constexpr bool kStaged = kAligned && kMostRows > 0;  // such copies need aligned addresses
   template <typename T, bool kAligned>
   static constexpr int kSharedBytes =
-      kExchange * static_cast<int>(sizeof(float)) + (kStaged<T, kAligned> ? static_cast<int>(sizeof(T)) << kBits : 0);
+      kExchange * static_cast<int>(sizeof(float)) + (kStaged<kAligned> ? static_cast<int>(sizeof(T)) << kBits : 0);
 };
 
 // Where an element of the exchange is kept. Of its quad's index (a quad is 4 consecutive floats) bit 3 is folded into
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPer
   using InStorage = typename Element<In>::Storage;
   using OutStorage = typename Element<Out>::Storage;
   constexpr int kN = 1 << Shape::kBits, kWarps = Shape::kWarps, kFragments = Shape::kFragments;
-  constexpr bool kStaged = Shape::template kStaged<InStorage, kAligned>;
+  constexpr bool kStaged = Shape::template kStaged<kAligned>;
   constexpr int kChunk = kFragments * kFragment;
   constexpr int kPart = kChunk / Shape::kParts;  // elements of a chunk in one part of the exchange
   constexpr int kPartFragments = kFragments / Shape::kParts;

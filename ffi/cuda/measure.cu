@@ -86,7 +86,10 @@ std::vector<Times> Measure(const Problem& problem, const Buffers& buffers, int s
   const Event start, stop;
   const int64_t bytes = Bytes(problem), vectors = bytes / 16;
   if (bytes == 0 || bytes % 16 || sets < 1 || launches < 1)
-    throw std::runtime_error("a measurement takes a multiple of 16 bytes, one set or more and one launch or more");
+    throw std::runtime_error(
+        "a measurement takes a multiple of 16 bytes, one set or more and one launch or more, got " +
+        std::to_string(bytes) + " bytes, " + std::to_string(sets) + " sets and " + std::to_string(launches) +
+        " launches");
   const auto set = [&](int launch) {
     const int64_t offset = launch % sets * bytes;
     return Buffers{static_cast<const char*>(buffers.x) + offset, static_cast<char*>(buffers.y) + offset,

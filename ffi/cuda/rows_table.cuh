@@ -80,7 +80,7 @@ Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R>) {
           Shape::kThreads,
           Shape::template kSharedBytes<Storage, kAligned>,
           1,
-          Shape::template kStaged<Storage, kAligned> ? Shape::kMostRows : 1,
+          Shape::template kStaged<kAligned> ? Shape::kMostRows : 1,
           kBlocks};
 }
 

@@ -101,7 +101,19 @@ class Kernel:
 
 class PlannedLaunch(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int64) for name in ("blocks", "threads", "shared_bytes", "per_block", "count", "n", "stride")
+        (name, ctypes.c_int64)
+        for name in (
+            "blocks",
+            "blocks_per_row",
+            "threads",
+            "shared_bytes",
+            "per_block",
+            "runs",
+            "run_rows",
+            "count",
+            "n",
+            "stride",
+        )
     ]
 
 
@@ -112,10 +124,19 @@ class Emulator(Kernel):
         self._library = ctypes.CDLL(build_emulator(folder))
         self._library.emulation_run.restype = ctypes.c_char_p
 
-    def plan(self, dtype, n, rows, processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED):
+    def plan(
+        self, dtype, n, rows, processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED, *, clusters=True, inplace=False
+    ):
         launches = (PlannedLaunch * 2)()
         count = self._library.emulation_plan(
-            DTYPES.index(dtype), ctypes.c_int64(n), ctypes.c_int64(rows), processors, shared_bytes, launches
+            DTYPES.index(dtype),
+            ctypes.c_int64(n),
+            ctypes.c_int64(rows),
+            processors,
+            shared_bytes,
+            clusters,
+            inplace,
+            launches,
         )
         return launches[:count]
 
@@ -129,6 +150,7 @@ class Emulator(Kernel):
             *(buffer.array.ctypes if buffer.array.size else None for buffer in buffers),
             schedule.get("processors", MANY_PROCESSORS),
             schedule.get("shared_bytes", MOST_SHARED),
+            schedule.get("clusters", True),
             schedule.get("order", 0),
         )
         assert failure == b"", failure.decode()

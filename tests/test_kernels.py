@@ -15,8 +15,9 @@ LENGTHS = tuple(2**k for k in range(18))
 SHORT = LENGTHS[:12]  # rows that one warp holds
 REVERSE = 1
 ORDERS = (REVERSE, 2, 3)  # of an emulated block's threads: the reverse of the default, and shuffled
-# GPUs on which problems are small, and large, the latter with little shared memory too.
-GPUS = ({}, {"processors": 1}, {"processors": 1, "shared_bytes": LEAST_SHARED})
+# GPUs on which problems are small, and large, the latter also where blocks cannot meet and have little shared memory.
+OLD_GPU = {"processors": 1, "shared_bytes": LEAST_SHARED, "clusters": False}
+GPUS = ({}, {"processors": 1}, {"clusters": False}, OLD_GPU)
 
 
 def assert_within_bound(y, x, scale=None):
@@ -148,7 +149,9 @@ class TestBitsDependOnTheRowAlone:
     def test_way_to_run(self, kernel, n, dtype):
         x = normal((2048 // n + 3 if n <= 4096 else 2 if n <= 32768 else 1, n), dtype)
         expected = kernel(x)
-        for gpu in GPUS:
+        # Where blocks cannot meet, rows of 65536 take two passes, whose order of sums is another.
+        one_pass = dtype in HALVES and n == 65536
+        for gpu in [gpu for gpu in GPUS if gpu.get("clusters", True)] if one_pass else GPUS:
             for order in (0, *ORDERS):
                 assert_same_bits(kernel(x, order=order, **gpu), expected)
             assert_same_bits(kernel(x, inplace=True, **gpu), expected)
@@ -166,17 +169,35 @@ class TestBitsDependOnTheRowAlone:
             assert_same_bits(kernel(x[:rows], processors=1), expected[:rows])
 
     @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-    @pytest.mark.parametrize(("n", "most"), [(16384, 2), (32768, 7)])
-    def test_several_rows_to_a_block(self, emulator, n, most, dtype):
-        def per_block(rows):
-            return emulator.plan(dtype, n, rows, 1)[0].per_block
-
-        assert [per_block(1), max(map(per_block, range(1, 20)))] == [1, 2 if n == 16384 else 16]
-        for rows in range(2, most + 1):
+    @lengths(16384, 32768)
+    def test_several_rows_to_a_block(self, emulator, n, dtype):
+        plans = [emulator.plan(dtype, n, rows, 1)[0] for rows in range(1, 20)]
+        assert [plans[0].per_block, max(plan.per_block for plan in plans)] == [1, 2]
+        assert any(plan.run_rows > 2 for plan in plans) == (n == 32768 or dtype in HALVES)
+        for rows in (2, 3, 4, 7):
             x = normal((rows, n), dtype)
             expected = emulator(x)
             assert_same_bits(emulator(x, processors=1), expected)
             assert_same_bits(emulator(x, processors=1, inplace=True, order=REVERSE), expected)
+
+    @halves
+    @lengths(4096, 8192, 16384, 32768, 65536)
+    def test_two_blocks_to_a_row(self, emulator, n, dtype):
+        (plan,) = emulator.plan(dtype, n, 2)
+        assert plan.blocks == 2 * plan.blocks_per_row == 4
+        in_place = emulator.plan(dtype, n, 2, clusters=False, inplace=True)
+        assert all(launch.blocks_per_row == 1 for launch in in_place[-1:])  # of the halves of a row in one array
+        x = normal((2, n), dtype)
+        expected = emulator(x)
+        for order in ORDERS:
+            assert_same_bits(emulator(x, inplace=True, order=order), expected)
+
+    @halves
+    def test_rows_of_65536_in_two_passes(self, emulator, dtype):
+        x = normal((2, 65536), dtype)
+        y = emulator(x, **OLD_GPU)
+        assert_within_bound(y, x)
+        assert_same_bits(emulator(x, inplace=True, **OLD_GPU), y)
 
 
 @dtypes
@@ -236,8 +257,9 @@ def test_the_largest_rows_of_the_domain(kernel, n):
 def test_launches_are_possible(emulator, n, dtype):
     for elements in (n, 3 * n, 2**24 + n, 2**33):
         rows = elements // n
-        for processors, shared_bytes in itertools.product((1, 132, 10**6), (LEAST_SHARED, MOST_SHARED)):
-            launches = emulator.plan(dtype, n, rows, processors, shared_bytes)
+        ways = itertools.product((1, 132, 10**6), (LEAST_SHARED, MOST_SHARED), (False, True), (False, True))
+        for processors, shared_bytes, clusters, inplace in ways:
+            launches = emulator.plan(dtype, n, rows, processors, shared_bytes, clusters=clusters, inplace=inplace)
             assert math.prod(launch.n for launch in launches) == n
             for launch in launches:
                 assert launch.count * launch.n == rows * n
@@ -246,6 +268,12 @@ def test_launches_are_possible(emulator, n, dtype):
                 assert launch.threads % 32 == 0
                 assert launch.per_block > 0
                 assert 0 < launch.blocks < 2**31
-                assert (launch.blocks - 1) * launch.per_block < launch.count <= launch.blocks * launch.per_block
+                assert launch.blocks % launch.blocks_per_row == 0
+                blocks = launch.blocks // launch.blocks_per_row
+                in_runs = launch.runs * launch.run_rows
+                assert 0 <= in_runs <= launch.count
+                assert in_runs == 0 or launch.run_rows > 1
+                left = launch.count - in_runs
+                assert (blocks - launch.runs - 1) * launch.per_block < left <= (blocks - launch.runs) * launch.per_block
                 # A block's columns are in one tile, whose columns are shared out evenly.
                 assert launch.stride == 1 or launch.stride % launch.per_block == 0

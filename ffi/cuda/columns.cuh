@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kColumnsThreads) Columns(const Work work) {
   const int64_t origin = column / work.stride * work.stride * kN + column % work.stride;
   const float* x = static_cast<const float*>(work.x) + origin;
   Storage* y = static_cast<Storage*>(work.y) + origin;
-  const float scale = static_cast<float>(work.scale);
+  const float scale = work.float_scale;
 
   WaitForPreviousLaunch();
   float v[kN][kWidth];
@@ -39,9 +39,7 @@ __global__ void __launch_bounds__(kColumnsThreads) Columns(const Work work) {
 template <typename Out, int kBits>
 Kernel MakeColumnsKernel() {
   using Shape = ColumnsShape<kBits>;
-  return {
-      "columns", reinterpret_cast<const void*>(&Columns<Out, Shape>), kColumnsThreads, 0, Shape::kColumnsPerBlock, 0,
-      0};
+  return {"columns", reinterpret_cast<const void*>(&Columns<Out, Shape>), kColumnsThreads, 0, Shape::kColumnsPerBlock};
 }
 
 template <typename Out>

@@ -14,6 +14,7 @@ namespace jax_hadacore::cuda {
 
 constexpr unsigned kWarp = 0xffffffffu;  // all lanes
 constexpr unsigned kAllSlots = (1u << kSlots) - 1;
+constexpr uint32_t kAllSigns = 0x80008000u;  // of two packed 16-bit elements
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x % 32); }
 
@@ -88,24 +89,20 @@ struct SignMatrix {
 
   __device__ __forceinline__ SignMatrix() {
     constexpr uint32_t kOne = std::is_same_v<T, F16> ? 0x3c00 : 0x3f80;
-    uint32_t quarter = 0;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = ARow(Lane(), 0), column = AColumn(Lane(), 0, h);
-      const uint32_t minus = __popc(row & column & kMask) % 2 ? 0x8000u : 0u;
-      const uint32_t entry = (row ^ column) & ~kMask ? 0u : kOne | minus;  // Sign() of layout.h
-      quarter |= entry << (16 * h);
-    }
+    constexpr unsigned kMinus[] = {LanesOf(-1, 0, kMask), LanesOf(-1, 1, kMask)};
+    constexpr unsigned kZero[] = {LanesOf(0, 0, kMask), LanesOf(0, 1, kMask)};
+    uint32_t quarter = (kMinus[0] >> Lane() & 1) << 15 | kMinus[1] >> Lane() << 31;
+    quarter |= (~kZero[0] >> Lane() & 1) * kOne | (~kZero[1] >> Lane() & 1) * kOne << 16;
     const uint32_t beside = kMask & 8 ? quarter : 0;
     registers[0] = quarter;
     registers[1] = kApart ? Opaque<0>(beside) : beside;
     registers[2] = kApart ? Opaque<1>(beside) : beside;
-    registers[3] = kMask & 8 ? quarter ^ 0x80008000u : quarter;
+    registers[3] = kMask & 8 ? quarter ^ kAllSigns : quarter;
   }
 
-  // d += this * B.
-  __device__ __forceinline__ void MultiplyAdd(float (&d)[4], uint32_t b0, uint32_t b1) const {
-    MatrixMultiplyAdd<T>(d, registers, b0, b1);
+  // this * B + c.
+  __device__ __forceinline__ void MultiplyAdd(float (&d)[4], uint32_t b0, uint32_t b1, const float (&c)[4] = {}) const {
+    MatrixMultiplyAdd<T>(d, registers, b0, b1, c);
   }
 };
 
@@ -113,15 +110,17 @@ template <typename T>
 struct Fragment16 {
   using Storage = uint16_t;
   static constexpr bool kMayBeUnsafe = true;
+  static constexpr bool kAddsSegments = true;
 
   uint32_t raw[4];
 
   // Where the first and the second four of a lane's 8 slots are in the fragment, in units of 4 elements.
   static __device__ __forceinline__ int Quad(int half) { return 2 * Lane() + half; }
 
-  // Starts to copy what Load() will read to `to`, in shared memory.
+  // Starts to copy what Load(to + kOffset) will read to shared memory.
+  template <int kOffset>
   static __device__ __forceinline__ void StartLoad(Storage* to, const Storage* from) {
-    StartCopy(to + kSlots * Lane(), from + kSlots * Lane());
+    StartCopy<kOffset * sizeof(Storage)>(to + kSlots * Lane(), from + kSlots * Lane());
   }
 
   __device__ __forceinline__ void Load(const Storage* from) {
@@ -168,24 +167,40 @@ struct Fragment16 {
   // Transforms the rows of a fragment in which nothing is unsafe, or which is part of one row.
   template <typename Matrices>
   __device__ __forceinline__ void Transform(float (&v)[kSlots], const Matrices& matrices) const {
-    float first[2][4] = {};
-    matrices.step1.MultiplyAdd(first[0], raw[0], raw[1]);
-    matrices.step1.MultiplyAdd(first[1], raw[2], raw[3]);
+    float sums[2][4];
+    Step1(sums, matrices.step1);
+    Step2(v, sums, matrices);
+  }
+
+  // Transforms a + b, fragments at the same place of two segments of a row. That is the butterfly of the row's highest
+  // bit, done first, and on the tensor cores: their sums are float32.
+  template <typename Matrices>
+  static __device__ __forceinline__ void TransformSum(float (&v)[kSlots], const Fragment16& a, const Fragment16& b,
+                                                      const Matrices& matrices) {
+    float of_a[2][4], sums[2][4];
+    a.Step1(of_a, matrices.step1);
+    b.Step1(sums, matrices.step1, of_a);
+    Step2(v, sums, matrices);
+  }
+
+  // Transforms a + b and a - b.
+  template <typename Matrices>
+  static __device__ __forceinline__ void TransformSumAndDifference(float (&sum)[kSlots], float (&difference)[kSlots],
+                                                                   const Fragment16& a, Fragment16 b,
+                                                                   const Matrices& matrices) {
+    float of_a[2][4], sums[2][4];
+    a.Step1(of_a, matrices.step1);
+    b.Step1(sums, matrices.step1, of_a);
+    Step2(sum, sums, matrices);
+    b.ChangeSigns(kAllSigns);
+    b.Step1(sums, matrices.step1, of_a);
+    Step2(difference, sums, matrices);
+  }
+
+  // Flips the sign of every element (kAllSigns) or none (0).
+  __device__ __forceinline__ void ChangeSigns(uint32_t signs) {
 #pragma unroll
-    for (int index = 0; index < 2; ++index) {
-      uint32_t hi[2], lo[2];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float a = first[r][2 * index], b = first[r][2 * index + 1];
-        hi[r] = Pack<BF16>(a, b);
-        lo[r] = Pack<BF16>(a - __uint_as_float(hi[r] << 16), b - __uint_as_float(hi[r] & 0xffff0000u));
-      }
-      float second[4] = {};
-      matrices.step2.MultiplyAdd(second, lo[0], lo[1]);
-      matrices.step2.MultiplyAdd(second, hi[0], hi[1]);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) v[Slot(index, c)] = second[c];
-    }
+    for (uint32_t& r : raw) r ^= signs;
   }
 
   // Whether the lane holds what may spread to other rows of the fragment: rows shorter than it meet zeros in the
@@ -195,7 +210,7 @@ struct Fragment16 {
     uint32_t carried = 0;
 #pragma unroll
     for (int r = 0; r < 4; ++r) carried |= (raw[r] & 0x7fff7fffu) + kToSignBit;
-    return carried & 0x80008000u;
+    return carried & kAllSigns;
   }
 
   // The slots of rows that hold something unsafe in any lane.
@@ -223,6 +238,33 @@ struct Fragment16 {
   }
 
  private:
+  // Step 1 of this fragment, added to c.
+  template <typename Matrix>
+  __device__ __forceinline__ void Step1(float (&sums)[2][4], const Matrix& matrix, const float (&c)[2][4] = {}) const {
+    matrix.MultiplyAdd(sums[0], raw[0], raw[1], c[0]);
+    matrix.MultiplyAdd(sums[1], raw[2], raw[3], c[1]);
+  }
+
+  template <typename Matrices>
+  static __device__ __forceinline__ void Step2(float (&v)[kSlots], const float (&first)[2][4],
+                                               const Matrices& matrices) {
+#pragma unroll
+    for (int index = 0; index < 2; ++index) {
+      uint32_t hi[2], lo[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float a = first[r][2 * index], b = first[r][2 * index + 1];
+        hi[r] = Pack<BF16>(a, b);
+        lo[r] = Pack<BF16>(a - __uint_as_float(hi[r] << 16), b - __uint_as_float(hi[r] & 0xffff0000u));
+      }
+      float second[4];
+      matrices.step2.MultiplyAdd(second, lo[0], lo[1]);
+      matrices.step2.MultiplyAdd(second, hi[0], hi[1], second);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) v[Slot(index, c)] = second[c];
+    }
+  }
+
   // The bits, without sign, of a magnitude below which no sum of 128 elements is infinite. For float16 that takes an
   // infinity, since sums are float32; for bfloat16 it is 2^120.
   static constexpr uint32_t kUnsafe = std::is_same_v<T, F16> ? 0x7c00 : 0x7b80;
@@ -264,14 +306,16 @@ template <>
 struct Fragment<float> {
   using Storage = float;
   static constexpr bool kMayBeUnsafe = false;  // butterflies keep to their row
+  static constexpr bool kAddsSegments = false;
 
   float raw[kSlots];
 
   static __device__ __forceinline__ int Quad(int half) { return 32 * half + Lane(); }
 
+  template <int kOffset>
   static __device__ __forceinline__ void StartLoad(float* to, const float* from) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) StartCopy(to + 4 * Quad(half), from + 4 * Quad(half));
+    StartCopy<kOffset * sizeof(float)>(to + 4 * Quad(0), from + 4 * Quad(0));
+    StartCopy<kOffset * sizeof(float)>(to + 4 * Quad(1), from + 4 * Quad(1));
   }
 
   __device__ __forceinline__ void Load(const float* from) {

@@ -8,10 +8,13 @@ namespace jax_hadacore::cuda {
 struct F16;
 struct BF16;
 
-// The kernels for rows of 2^bits <= 2^15 elements of one type, with float32 results of 2^15 16-bit elements besides.
-// `aligned`: the buffers are aligned to 16 bytes.
+// The kernels for rows of 2^bits <= 2^15 elements of one type, with float32 results of 2^15 16-bit elements besides;
+// for rows of 2^16 16-bit elements there is `split` alone. `aligned`: the buffers are aligned to 16 bytes.
 struct RowsKernels {
-  Kernel many, few;  // for many rows, and for few; the latter fits into any GPU's shared memory
+  Kernel many;             // for many rows
+  Kernel few;              // for few; it fits into any GPU's shared memory
+  Kernel split;            // for so few that two blocks to a row end sooner; none where its threads are 0
+  int64_t split_elements;  // a multiprocessor, up to which it is used
 };
 template <typename In, typename Out>
 RowsKernels FindRowsKernels(int bits, bool aligned);

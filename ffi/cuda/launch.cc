@@ -25,23 +25,40 @@ constexpr int64_t kMany = 2048;
 
 // How many consecutive rows a block takes. It works on one while the next is on its way, but all blocks that run at
 // once wait for the last: the cost in quarters of a row, of which a block's start takes about one.
-int64_t RowsPerBlock(const Kernel& kernel, int64_t rows, int processors) {
+int64_t RowsPerBlock(const Kernel& kernel, int64_t rows, int64_t at_once) {
   int64_t best = 1, least = INT64_MAX;
   for (int64_t k = 1; k <= kernel.most_rows; ++k) {
-    const int64_t at_once = k * kernel.blocks_per_processor * processors;
-    const int64_t cost = (rows + at_once - 1) / at_once * (4 * k + 1);
+    const int64_t cost = (rows + k * at_once - 1) / (k * at_once) * (4 * k + 1);
     if (cost < least) best = k, least = cost;
   }
   return best;
 }
 
 Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_t n, double scale, const Gpu& gpu) {
-  const int64_t per_block = kernel.per_block * RowsPerBlock(kernel, rows, gpu.processors);
-  return {kernel, {x, y, rows, n, 1, per_block, scale}, (rows + per_block - 1) / per_block};
+  Launch launch = {kernel, {x, y, rows, n, 1, kernel.per_block, 0, 0, false, scale, static_cast<float>(scale)}, 0};
+  Work& work = launch.work;
+  const int64_t at_once = int64_t{kernel.blocks_per_processor} * gpu.processors;
+  if (kernel.run_percent > 0 && rows >= 3 * at_once && rows <= kernel.most_turns * at_once) {
+    work.runs = at_once;
+    work.run_rows = rows * kernel.run_percent / 100 / at_once;
+  } else if (kernel.most_rows > 1) {
+    work.per_block = RowsPerBlock(kernel, rows, at_once);
+  }
+  const int64_t left = rows - work.runs * work.run_rows;
+  launch.blocks = kernel.blocks_per_row * (work.runs + (left + work.per_block - 1) / work.per_block);
+  work.meet = kernel.blocks_per_row > 1 && x == y;
+  return launch;
+}
+
+// Two blocks that share a row can transform it in place where they can meet.
+bool MaySplit(const Kernel& split, const void* x, const void* y, const Gpu& gpu) {
+  return split.threads > 0 && split.shared_bytes <= gpu.shared_bytes && (gpu.clusters || x != y);
 }
 
 Launch OnRows(const RowsKernels& kernels, const void* x, void* y, int64_t rows, int64_t n, double scale,
               const Gpu& gpu) {
+  if (rows * n <= kernels.split_elements * gpu.processors && MaySplit(kernels.split, x, y, gpu))
+    return OnRows(kernels.split, x, y, rows, n, scale, gpu);
   const bool few = rows * n < kMany * gpu.processors || kernels.many.shared_bytes > gpu.shared_bytes;
   return OnRows(few ? kernels.few : kernels.many, x, y, rows, n, scale, gpu);
 }
@@ -49,13 +66,19 @@ Launch OnRows(const RowsKernels& kernels, const void* x, void* y, int64_t rows, 
 // The launch of a kernel on the columns of (n, stride) tiles; all of a block's are in one tile.
 Launch OnColumns(Kernel kernel, const void* x, void* y, int64_t tiles, int64_t n, int64_t stride, double scale) {
   const int64_t per_block = std::min(kernel.per_block, stride);
-  return {kernel, {x, y, tiles * stride, n, stride, per_block, scale}, tiles * stride / per_block};
+  return {kernel,
+          {x, y, tiles * stride, n, stride, per_block, 0, 0, false, scale, static_cast<float>(scale)},
+          tiles * stride / per_block};
 }
 
 template <typename T>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (p.n <= kOnePass) {
     return {OnRows(FindRowsKernels<T, T>(Log2(p.n), Aligned(b.x, b.y)), b.x, b.y, p.rows, p.n, p.scale, gpu)};
+  }
+  if (p.n == kOnePassSplit && gpu.clusters) {
+    const Kernel split = FindRowsKernels<T, T>(Log2(p.n), Aligned(b.x, b.y)).split;
+    if (MaySplit(split, b.x, b.y, gpu)) return {OnRows(split, b.x, b.y, p.rows, p.n, p.scale, gpu)};
   }
   void* between = NeedsWorkspace(p) ? b.workspace : b.y;
   const int64_t parts = p.n / kOnePass;
@@ -76,29 +99,34 @@ std::vector<Launch> PlanFor<double>(const Problem& p, const Buffers& b, const Gp
           OnColumns(kernel(parts), b.y, b.y, p.rows, parts, kSharedVector, p.scale)};
 }
 
-// The current device.
-cudaError_t Describe(Gpu& gpu) {
-  if (const cudaError_t error = cudaGetDevice(&gpu.device)) return error;
-  if (const cudaError_t error = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, gpu.device))
-    return error;
-  return cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.device);
-}
-
-// Whether kernels on a device wait for the launch before them (WaitForPreviousLaunch), so that they may begin before it
-// has ended: code for sm_90 and newer does, older code that the driver compiled for such a GPU does not. All kernels
-// are compiled alike, so one of them is asked, once for each device.
-cudaError_t WaitsForPreviousLaunch(const void* kernel, int device, bool& waits) {
+// Whether a device runs code for sm_90 or newer, in which kernels wait for the launch before them and blocks can meet:
+// older code that the driver compiled for such a GPU does neither. All kernels are compiled alike, so one of them is
+// asked, once for each device.
+cudaError_t RunsCodeForSm90(int device, bool& runs) {
   constexpr int kDevices = 64;
   static std::atomic<int> architectures[kDevices];  // 90 for sm_90; 0 is not known yet
   int architecture = device < kDevices ? architectures[device].load() : 0;
   if (architecture == 0) {
     cudaFuncAttributes attributes{};
-    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel)) return error;
+    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, SharedKernel<float, float>(1).function))
+      return error;
     architecture = attributes.ptxVersion;
     if (device < kDevices) architectures[device] = architecture;
   }
-  waits = architecture >= 90;
+  runs = architecture >= 90;
   return cudaSuccess;
+}
+
+// The current device.
+cudaError_t Describe(Gpu& gpu) {
+  int clusters = 0;
+  if (const cudaError_t error = cudaGetDevice(&gpu.device)) return error;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, gpu.device))
+    return error;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, gpu.device)) return error;
+  if (const cudaError_t error = RunsCodeForSm90(gpu.device, gpu.overlap)) return error;
+  gpu.clusters = gpu.overlap && clusters;
+  return cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.device);
 }
 
 }  // namespace
@@ -120,10 +148,6 @@ std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const G
 cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
   Gpu gpu{};
   if (const cudaError_t error = Describe(gpu)) return error;
-  // A launch may begin while the one before it ends: every kernel waits for that itself.
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
   for (Launch& launch : Plan(problem, buffers, gpu)) {
     if (launch.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     const Kernel& kernel = launch.kernel;
@@ -133,15 +157,23 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
               cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes))
         return error;
     }
-    bool overlap = false;
-    if (const cudaError_t error = WaitsForPreviousLaunch(kernel.function, gpu.device, overlap)) return error;
+    cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config{};
+    config.attrs = attributes;
+    if (gpu.overlap) {  // a launch may begin while the one before it ends: every kernel waits for that itself
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (launch.work.meet) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {static_cast<unsigned>(kernel.blocks_per_row), 1, 1};
+    }
     config.gridDim = dim3(static_cast<unsigned>(launch.blocks));
     config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
     config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = overlap ? 1 : 0;
     void* arguments[] = {&launch.work};
     if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel.function, arguments)) return error;
   }

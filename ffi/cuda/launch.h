@@ -14,6 +14,8 @@ namespace jax_hadacore::cuda {
 // The longest row of 16-bit or float32 elements that is transformed in one pass. A longer one of 16-bit elements needs
 // a float32 workspace of the operand's shape between its two passes; float32 and float64 rows use the result for that.
 constexpr int64_t kOnePass = 32768;
+// Where blocks can meet, 16-bit rows of this length take one pass as well, and leave the workspace alone.
+constexpr int64_t kOnePassSplit = 65536;
 
 // Whether a transform needs a workspace: decided by the type and the length alone, when a program is lowered.
 bool NeedsWorkspace(const Problem& problem);
@@ -29,6 +31,8 @@ struct Gpu {
   int device;
   int processors;
   int shared_bytes;  // the most that a block may have
+  bool overlap;      // kernels wait for the launch before them, so they may begin before it has ended
+  bool clusters;     // neighbouring blocks can meet
 };
 
 // One kernel launch.

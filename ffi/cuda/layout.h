@@ -62,6 +62,14 @@ constexpr int Sign(int row, int column, int mask) {
   return Parity(static_cast<unsigned>(row & column & mask)) ? -1 : 1;
 }
 
+// The lanes, as bits, whose half h of operand A's register 0, an entry of a step's matrix, is `value`.
+constexpr unsigned LanesOf(int value, int h, int mask) {
+  unsigned lanes = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (Sign(ARow(lane, 0), AColumn(lane, 0, h), mask) == value) lanes |= 1u << lane;
+  return lanes;
+}
+
 namespace proof {
 
 constexpr bool AfterStepIsAResult() {

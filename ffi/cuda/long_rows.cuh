@@ -2,6 +2,8 @@
 // elements, and of 1024 where there are few.
 #pragma once
 
+#include <utility>
+
 #include "fragment.cuh"
 #include "work.h"
 
@@ -15,31 +17,58 @@ struct Exchange {
   static constexpr bool kOwnBuffers = kOwnBuffers_ || kParts == 1;
 };
 
-// How a row comes: straight into registers, or staged in shared memory, where the block's next row waits while it works
-// on this one. Such a block takes up to kMostRows consecutive rows.
-template <int kMostRows_ = 0>
-struct Staged {
-  static constexpr int kMostRows = kMostRows_;
+// How a block gets its rows: one, straight into registers.
+struct Direct {
+  static constexpr bool kStaged = false, kSplit = false;
+  static constexpr int kMostRows = 1, kRunPercent = 0, kMostTurns = 0;
 };
-using Direct = Staged<>;
+// Or staged in shared memory, where the next one waits while the block works on this one: up to kMostRows consecutive
+// rows. Where there are up to kMostTurns rows for each block that runs at once, kRunPercent of them go to as many
+// blocks as that in long runs, which all end at about the same time, and one to each block after those, which evens it
+// out.
+template <int kMostRows_, int kRunPercent_ = 0, int kMostTurns_ = 0>
+struct Staged {
+  static constexpr bool kStaged = true, kSplit = false;
+  static constexpr int kMostRows = kMostRows_, kRunPercent = kRunPercent_, kMostTurns = kMostTurns_;
+};
+// Or one, of which the block computes half, beside the block that computes the other half.
+struct Split : Direct {
+  static constexpr bool kSplit = true;
+};
 
-// The shape of a block: a row is kWarps chunks of kFragments fragments, one chunk a warp.
-template <int kBits_, int kFragments_, int kBlocksPerProcessor_, typename Exchange, typename Rows = Direct>
+// How many segments a row is read as. Of two the tensor cores transform the sum and the difference: the butterflies of
+// the row's highest bit, which come first then and cost next to nothing. A length's kernels have to agree on it.
+template <typename T>
+constexpr int Segments(int bits) {
+  return Fragment<T>::kAddsSegments && bits > 10 ? 2 : 1;
+}
+
+// Starts to stage a warp's fragments, of which kPer consecutive ones are in each segment.
+template <typename T, int kSegment, int kPer, int... f>
+__device__ __forceinline__ void StageFragments(typename Element<T>::Storage* to,
+                                               const typename Element<T>::Storage* from,
+                                               std::integer_sequence<int, f...>) {
+  (Fragment<T>::template StartLoad<f / kPer * kSegment + f % kPer * kFragment>(to, from), ...);
+}
+
+// The shape of a block: its sums are kWarps chunks of kFragments fragments, one chunk a warp.
+template <int kBits_, int kFragments_, int kBlocksPerProcessor_, typename Exchange, typename Rows_ = Direct>
 struct LongRowsShape {
   static constexpr int kBits = kBits_;
   static constexpr int kFragments = kFragments_;
   static constexpr int kBlocksPerProcessor = kBlocksPerProcessor_;
   static constexpr int kParts = Exchange::kParts;
   static constexpr bool kOwnBuffers = Exchange::kOwnBuffers;
-  static constexpr int kMostRows = Rows::kMostRows;
-  static constexpr int kWarps = (1 << kBits) / kFragment / kFragments;
+  using Rows = Rows_;
+  static constexpr int kBlocksPerRow = Rows::kSplit ? 2 : 1;
+  static constexpr int kWarps = (1 << kBits) / kBlocksPerRow / kFragment / kFragments;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kBuffer = (1 << kBits) / kParts;                       // floats
+  static constexpr int kBuffer = (1 << kBits) / kBlocksPerRow / kParts;       // floats
   static constexpr int kExchange = kOwnBuffers ? kBuffer * kParts : kBuffer;  // floats
   static_assert(kFragments % kParts == 0, "a part of the exchange is whole fragments");
 
   template <bool kAligned>
-  static constexpr bool kStaged = kAligned && kMostRows > 0;  // such copies need aligned addresses
+  static constexpr bool kStaged = kAligned && Rows::kStaged;  // such copies need aligned addresses
   template <typename T, bool kAligned>
   static constexpr int kSharedBytes =
       kExchange * static_cast<int>(sizeof(float)) + (kStaged<kAligned> ? static_cast<int>(sizeof(T)) << kBits : 0);
@@ -58,80 +87,108 @@ constexpr int BlocksToFit(int blocks) {
 #endif
 }
 
-// A block owns work.per_block consecutive rows. kAligned: x and y are aligned to 16 bytes.
+// kAligned: x and y are aligned to 16 bytes.
 template <typename In, typename Out, typename Shape, bool kAligned>
 __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor)) LongRows(const Work work) {
   using InStorage = typename Element<In>::Storage;
   using OutStorage = typename Element<Out>::Storage;
   constexpr int kN = 1 << Shape::kBits, kWarps = Shape::kWarps, kFragments = Shape::kFragments;
-  constexpr bool kStaged = Shape::template kStaged<kAligned>;
-  constexpr int kChunk = kFragments * kFragment;
-  constexpr int kPart = kChunk / Shape::kParts;  // elements of a chunk in one part of the exchange
-  constexpr int kPartFragments = kFragments / Shape::kParts;
-  constexpr int kWidth = Min(4, kPart / Shape::kThreads);  // consecutive elements that a thread takes of every chunk
+  constexpr bool kStaged = Shape::template kStaged<kAligned>, kSplit = Shape::Rows::kSplit;
+  // A warp's fragments of sums are `kPer` consecutive ones of each of `kOutputs` segments, from as many of every
+  // segment.
+  constexpr int kSegments = Segments<In>(Shape::kBits), kOutputs = kSplit ? 1 : kSegments;
+  constexpr int kSegment = kN / kSegments, kPer = kFragments / kOutputs, kChunk = kPer * kFragment;
+  constexpr int kPart = kFragments / Shape::kParts * kFragment;  // of a warp's sums in one part of the exchange
+  constexpr int kWidth = Min(4, kPart / Shape::kThreads);  // consecutive elements that a thread takes of every warp
   constexpr int kSteps = kPart / kWidth / Shape::kThreads;
   static_assert(kSteps * kWidth * Shape::kThreads == kPart, "the threads share a part evenly");
+  static_assert(!kSplit || kSegments == 2, "only rows of two segments are split");
   extern __shared__ float4 shared_memory[];
   float* const exchange = reinterpret_cast<float*>(shared_memory);
   InStorage* const staged = reinterpret_cast<InStorage*>(exchange + Shape::kExchange);
 
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
-  const InStorage* x = static_cast<const InStorage*>(work.x);
-  OutStorage* y = static_cast<OutStorage*>(work.y);
-  const float scale = static_cast<float>(work.scale);
-  const int64_t first = blockIdx.x * work.per_block;
-  const int64_t end = min(work.count, first + work.per_block);
+  const unsigned block_of_row = blockIdx.x % Shape::kBlocksPerRow;  // 1: the block of the differences
+  const InStorage* x = static_cast<const InStorage*>(work.x) + warp * kChunk;
+  OutStorage* y = static_cast<OutStorage*>(work.y) + block_of_row * kSegment;
+  const float scale = work.float_scale;
+  int64_t row = blockIdx.x / Shape::kBlocksPerRow, stride = 1, end = row + 1;
+  if constexpr (kStaged && Shape::Rows::kMostRows > 1) {
+    if (row < work.runs) {
+      stride = work.runs;
+      end = work.runs * work.run_rows;
+    } else {
+      row = work.runs * work.run_rows + (row - work.runs) * work.per_block;
+      end = min(work.count, row + work.per_block);
+    }
+  }
   const typename Fragment<In>::template Matrices<8, true> matrices;
 
   // Every warp stages its own chunk, and every thread what it will load itself, so no barrier is needed.
-  const auto stage = [&](int64_t row) {
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-      const int at = warp * kChunk + f * kFragment;
-      Fragment<In>::StartLoad(staged + at, x + row * kN + at);
-    }
+  InStorage* const own = staged + warp * kChunk;
+  const auto stage = [&](int64_t next) {
+    StageFragments<In, kSegment, kPer>(own, x + next * kN, std::make_integer_sequence<int, kSegments * kPer>{});
   };
 
   WaitForPreviousLaunch();
-  if constexpr (kStaged) stage(first);
-  for (int64_t row = first; row < end; ++row) {
-    // The low bits: each warp its chunk, in registers.
-    Fragment<In> fragments[kFragments];
+  if constexpr (kStaged) stage(row);
+  for (bool again = false; row < end; row += stride, again = true) {
+    // The low bits, and the highest where a row is two segments: each warp its chunk, in registers.
+    Fragment<In> fragments[kSegments][kPer];
     if constexpr (kStaged) FinishCopies();
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-      const int at = warp * kChunk + f * kFragment;
-      if constexpr (kStaged) {
-        fragments[f].Load(staged + at);
-      } else if constexpr (kAligned) {
-        fragments[f].Load(x + row * kN + at);
+    for (int segment = 0; segment < kSegments; ++segment)
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) {
+        const int at = segment * kSegment + i * kFragment;
+        if constexpr (kStaged) {
+          fragments[segment][i].Load(own + at);
+        } else if constexpr (kAligned) {
+          fragments[segment][i].Load(x + row * kN + at);
+        } else {
+          fragments[segment][i].LoadSlots(x + row * kN + at, kAllSlots);
+        }
+      }
+    float v[kOutputs][kPer][kSlots];
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      if constexpr (kSegments == 1) {
+        fragments[0][i].Transform(v[0][i], matrices);
+      } else if constexpr (kOutputs == 1) {
+        fragments[1][i].ChangeSigns(block_of_row * kAllSigns);
+        Fragment<In>::TransformSum(v[0][i], fragments[0][i], fragments[1][i], matrices);
       } else {
-        fragments[f].LoadSlots(x + row * kN + at, kAllSlots);
+        Fragment<In>::TransformSumAndDifference(v[0][i], v[1][i], fragments[0][i], fragments[1][i], matrices);
       }
     }
-    float v[kFragments][kSlots];
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
     if constexpr (kStaged) {
-      if (row + 1 < end) stage(row + 1);
+      if (row + stride < end) stage(row + stride);
     }
-    Butterflies(v);
+#pragma unroll
+    for (int output = 0; output < kOutputs; ++output) Butterflies(v[output]);
+    if constexpr (kSplit) {
+      if (work.meet) ArriveAtCluster();
+    }
 
     // The bits above a chunk: each thread the same few elements of every chunk.
 #pragma unroll
     for (int part = 0; part < Shape::kParts; ++part) {
       // A buffer is free once all have read what it held: with several, the barrier of the part before tells.
-      if (Shape::kParts == 1 ? row > first : !Shape::kOwnBuffers && (part > 0 || row > first)) __syncthreads();
+      if (Shape::kParts == 1 ? again : !Shape::kOwnBuffers && (part > 0 || again)) __syncthreads();
       float* const buffer = exchange + (Shape::kOwnBuffers ? part * Shape::kBuffer : 0);
 #pragma unroll
-      for (int i = 0; i < kPartFragments; ++i)
+      for (int i = 0; i < kPart / kFragment; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float* quad = &v[part * kPartFragments + i][4 * half];
+          const int fragment = part * (kPart / kFragment) + i;
+          const float* quad = &v[fragment / kPer][fragment % kPer][4 * half];
           const int at = warp * kPart + i * kFragment + Swizzle(4 * Fragment<In>::Quad(half));
           *reinterpret_cast<float4*>(&buffer[at]) = make_float4(quad[0], quad[1], quad[2], quad[3]);
         }
       __syncthreads();
+      if constexpr (kSplit) {
+        if (work.meet && part == 0) WaitForCluster();
+      }
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         const int at = (step * Shape::kThreads + thread) * kWidth;
@@ -139,7 +196,8 @@ __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPer
 #pragma unroll
         for (int chunk = 0; chunk < kWarps; ++chunk) LoadVector<kWidth>(u[chunk], &buffer[chunk * kPart + Swizzle(at)]);
         Butterflies(u);
-        OutStorage* to = y + row * kN + part * kPart + at;
+        const int sum = part * kPart + at;  // among a warp's sums
+        OutStorage* to = y + row * kN + sum / kChunk * kSegment + sum % kChunk;
 #pragma unroll
         for (int chunk = 0; chunk < kWarps; ++chunk) {
           if constexpr (kAligned) {

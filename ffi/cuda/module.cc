@@ -19,25 +19,6 @@ cuda::Buffers BuffersAt(uintptr_t x, uintptr_t y, uintptr_t workspace) {
   return {reinterpret_cast<const void*>(x), reinterpret_cast<void*>(y), reinterpret_cast<void*>(workspace)};
 }
 
-// The launches of a problem on aligned or unaligned buffers.
-nb::list Plan(const Problem& problem, bool aligned, int processors, int shared_bytes) {
-  const uintptr_t address = aligned ? 16 : 2;
-  nb::list launches;
-  for (const cuda::Launch& launch :
-       cuda::Plan(problem, BuffersAt(address, address, address), {0, processors, shared_bytes})) {
-    nb::dict d;
-    d["kernel"] = launch.kernel.name;
-    d["threads"] = launch.kernel.threads;
-    d["shared_bytes"] = launch.kernel.shared_bytes;
-    d["blocks"] = launch.blocks;
-    d["per_block"] = launch.work.per_block;
-    d["count"] = launch.work.count;
-    d["n"] = launch.work.n;
-    launches.append(d);
-  }
-  return launches;
-}
-
 nb::dict Measure(const Problem& problem, uintptr_t x, uintptr_t y, uintptr_t workspace, int sets, int launches,
                  int replays) {
   std::vector<cuda::Times> times;
@@ -71,8 +52,6 @@ NB_MODULE(_cuda, m) {
             new (self) Problem{dtype, n, rows, scale};
           },
           "dtype"_a, "n"_a, "rows"_a, "scale"_a = 1.0);
-  m.def("plan", Plan, "problem"_a, "aligned"_a = true, "processors"_a = 132, "shared_bytes"_a = 227 * 1024,
-        "The kernel launches of a problem.");
   m.def("measure", Measure, "problem"_a, "x"_a, "y"_a, "workspace"_a = 0, "sets"_a = 1, "launches"_a = 1,
         "replays"_a = 10,
         "Milliseconds of the transform, a copy kernel and cudaMemcpyAsync on buffers at device addresses.");

@@ -11,11 +11,13 @@
 namespace jax_hadacore::cuda {
 
 // For each type and length the kernel for many rows, which keeps enough loads in flight to saturate the memory, and the
-// kernel for few, which ends soonest.
-template <typename Many_, typename Few_ = Many_>
+// kernel for few, which ends soonest. For up to kSplitElements a multiprocessor two blocks to a row end sooner still.
+template <typename Many_, typename Few_ = Many_, typename Split_ = void, int kSplitElements_ = 0>
 struct Choice {
   using Many = Many_;
   using Few = Few_;
+  using Split = Split_;
+  static constexpr int kSplitElements = kSplitElements_;
 };
 
 template <int kBits, int kFragments>
@@ -24,6 +26,8 @@ using Short = ShortRowsShape<kBits, kFragments>;
 template <int kBits, int kFragments, int kBlocks, typename Exchange, typename Rows = Direct>
 using Long = LongRowsShape<kBits, kFragments, kBlocks, Exchange, Rows>;
 
+constexpr int kAnyTurns = 1 << 30;
+
 template <typename T, int kBits>
 struct RowsChoice : Choice<Short<kBits, 2>, Short<kBits, 1>> {};
 template <typename T>
@@ -31,15 +35,21 @@ struct RowsChoice<T, 9> : Choice<Short<9, 2>> {};
 template <typename T>
 struct RowsChoice<T, 10> : Choice<Short<10, 4>, Long<10, 2, 16, Exchange<1>, Staged<1>>> {};
 template <typename T>
-struct RowsChoice<T, 11> : Choice<Long<11, 4, 12, Exchange<1>>, Long<11, 2, 8, Exchange<1>, Staged<1>>> {};
+struct RowsChoice<T, 11> : Choice<Long<11, 4, 12, Exchange<1>>, Long<11, 2, 8, Exchange<1>>> {};
 template <typename T>
-struct RowsChoice<T, 12> : Choice<Long<12, 4, 8, Exchange<1>>, Long<12, 4, 8, Exchange<1>, Staged<1>>> {};
+struct RowsChoice<T, 12>
+    : Choice<Long<12, 4, 8, Exchange<1>>, Long<12, 4, 8, Exchange<1>>, Long<12, 2, 8, Exchange<1>, Split>, 2048> {};
 template <typename T>
-struct RowsChoice<T, 13> : Choice<Long<13, 4, 4, Exchange<1>>> {};
+struct RowsChoice<T, 13>
+    : Choice<Long<13, 4, 4, Exchange<1>>, Long<13, 4, 4, Exchange<1>>, Long<13, 4, 4, Exchange<1>, Split>, 16384> {};
 template <typename T>
-struct RowsChoice<T, 14> : Choice<Long<14, 8, 2, Exchange<1>, Staged<2>>> {};
+struct RowsChoice<T, 14> : Choice<Long<14, 8, 2, Exchange<1>, Staged<2, 75, 16>>, Long<14, 8, 2, Exchange<1>>,
+                                  Long<14, 4, 2, Exchange<1>, Split>, 16384> {};
 template <typename T>
-struct RowsChoice<T, 15> : Choice<Long<15, 8, 1, Exchange<2, true>, Staged<16>>, Long<15, 8, 1, Exchange<2>>> {};
+struct RowsChoice<T, 15> : Choice<Long<15, 8, 1, Exchange<2, true>, Staged<2, 90, kAnyTurns>>,
+                                  Long<15, 8, 1, Exchange<2>>, Long<15, 8, 2, Exchange<1>, Split>, 16384> {};
+template <typename T>
+struct RowsChoice<T, 16> : Choice<void, void, Long<16, 8, 1, Exchange<1>, Split>, kAnyTurns> {};
 
 // A float32 row takes twice the registers as it comes, and twice the shared memory where it is staged.
 template <int kBits>
@@ -53,58 +63,72 @@ struct RowsChoice<float, 11> : Choice<Long<11, 4, 12, Exchange<1>>> {};
 template <>
 struct RowsChoice<float, 12> : Choice<Long<12, 4, 6, Exchange<1>>> {};
 template <>
-struct RowsChoice<float, 13> : Choice<Long<13, 4, 3, Exchange<1>, Staged<2>>> {};
+struct RowsChoice<float, 13> : Choice<Long<13, 4, 3, Exchange<1>>> {};
 template <>
 struct RowsChoice<float, 14> : Choice<Long<14, 8, 2, Exchange<2>, Staged<2>>> {};
 template <>
-struct RowsChoice<float, 15> : Choice<Long<15, 8, 1, Exchange<2>, Staged<16>>, Long<15, 8, 1, Exchange<2>>> {};
+struct RowsChoice<float, 15>
+    : Choice<Long<15, 8, 1, Exchange<2>, Staged<2, 85, kAnyTurns>>, Long<15, 8, 1, Exchange<2>>> {};
 
 template <typename In, typename Out, bool kAligned, int kBits, int kFragments>
 Kernel MakeRowsKernel(ShortRowsShape<kBits, kFragments>) {
   using Shape = ShortRowsShape<kBits, kFragments>;
-  return {"short rows",
-          reinterpret_cast<const void*>(&ShortRows<In, Shape, kAligned>),
-          Shape::kThreads,
-          0,
-          Shape::kRowsPerBlock,
-          0,
-          0};
+  return {"short rows", reinterpret_cast<const void*>(&ShortRows<In, Shape, kAligned>), Shape::kThreads, 0,
+          Shape::kRowsPerBlock};
 }
 
 template <typename In, typename Out, bool kAligned, int kBits, int kFragments, int kBlocks, typename E, typename R>
 Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R>) {
   using Shape = LongRowsShape<kBits, kFragments, kBlocks, E, R>;
   using Storage = typename Element<In>::Storage;
-  return {"long rows",
-          reinterpret_cast<const void*>(&LongRows<In, Out, Shape, kAligned>),
-          Shape::kThreads,
-          Shape::template kSharedBytes<Storage, kAligned>,
-          1,
-          Shape::template kStaged<kAligned> ? Shape::kMostRows : 1,
-          kBlocks};
+  Kernel kernel = {R::kSplit ? "halves of long rows" : "long rows",
+                   reinterpret_cast<const void*>(&LongRows<In, Out, Shape, kAligned>),
+                   Shape::kThreads,
+                   Shape::template kSharedBytes<Storage, kAligned>,
+                   1,
+                   Shape::kBlocksPerRow,
+                   kBlocks};
+  if (Shape::template kStaged<kAligned>) {
+    kernel.most_rows = R::kMostRows;
+    kernel.run_percent = R::kRunPercent;
+    kernel.most_turns = R::kMostTurns;
+  }
+  return kernel;
 }
 
 // An unaligned row comes element by element, for which the kernel for few rows has to do.
-template <typename In, typename Out, int kBits>
-RowsKernels MakeRowsKernels(bool aligned) {
+template <typename In, typename Out, bool kAligned, int kBits>
+RowsKernels MakeRowsKernels() {
   using Row = RowsChoice<In, kBits>;
-  const Kernel few = aligned ? MakeRowsKernel<In, Out, true>(typename Row::Few{})
-                             : MakeRowsKernel<In, Out, false>(typename Row::Few{});
-  return {aligned ? MakeRowsKernel<In, Out, true>(typename Row::Many{}) : few, few};
+  RowsKernels kernels{};
+  if constexpr (!std::is_void_v<typename Row::Few>) {
+    kernels.few = MakeRowsKernel<In, Out, kAligned>(typename Row::Few{});
+    kernels.many = kernels.few;
+    if constexpr (kAligned) kernels.many = MakeRowsKernel<In, Out, true>(typename Row::Many{});
+  }
+  if constexpr (!std::is_void_v<typename Row::Split>) {
+    kernels.split = MakeRowsKernel<In, Out, kAligned>(typename Row::Split{});
+    kernels.split_elements = Row::kSplitElements;
+  }
+  return kernels;
 }
 
 template <typename In, typename Out, int kFirst, int... i>
 RowsKernels FindRowsKernels(int bits, bool aligned, std::integer_sequence<int, i...>) {
   RowsKernels kernels{};
-  ((bits == kFirst + i ? void(kernels = MakeRowsKernels<In, Out, kFirst + i>(aligned)) : void()), ...);
+  ((bits == kFirst + i ? void(kernels = aligned ? MakeRowsKernels<In, Out, true, kFirst + i>()
+                                                : MakeRowsKernels<In, Out, false, kFirst + i>())
+                       : void()),
+   ...);
   return kernels;
 }
 
 // A change of type (float32 results of 16-bit rows) is needed for the first pass of long rows only.
 template <typename In, typename Out>
 RowsKernels FindRowsKernels(int bits, bool aligned) {
-  constexpr int kLongest = 15, kFirst = std::is_same_v<In, Out> ? 0 : kLongest;
-  return FindRowsKernels<In, Out, kFirst>(bits, aligned, std::make_integer_sequence<int, kLongest - kFirst + 1>{});
+  constexpr int kFirst = std::is_same_v<In, Out> ? 0 : 15,
+                kLast = std::is_same_v<In, Out> && sizeof(typename Element<In>::Storage) == 2 ? 16 : 15;
+  return FindRowsKernels<In, Out, kFirst>(bits, aligned, std::make_integer_sequence<int, kLast - kFirst + 1>{});
 }
 
 }  // namespace jax_hadacore::cuda

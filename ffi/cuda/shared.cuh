@@ -47,13 +47,8 @@ __global__ void __launch_bounds__(kSharedThreads) Shared(const Work work) {
 
 template <typename A, typename Out>
 Kernel SharedKernel(int64_t n) {
-  return {"shared",
-          reinterpret_cast<const void*>(&Shared<A, Out>),
-          kSharedThreads,
-          static_cast<int>(kSharedVector * sizeof(A)),
-          kSharedVector / n,
-          0,
-          0};
+  return {"shared", reinterpret_cast<const void*>(&Shared<A, Out>), kSharedThreads,
+          static_cast<int>(kSharedVector * sizeof(A)), kSharedVector / n};
 }
 
 }  // namespace jax_hadacore::cuda

@@ -18,70 +18,87 @@ struct ShortRowsShape {
   static_assert(kBits <= 8 || kFragments * kFragment == 1 << kBits, "a warp owns whole rows, or one long one");
 };
 
-// For a warp's elements among which something is unsafe (Fragment::HasUnsafe), one fragment after the other.
+// Rows of 2^kBits <= 256 elements, `count` elements in all, one fragment after the other: for the end of an array, for
+// unaligned ones, and for a warp that holds something unsafe (Fragment::HasUnsafe).
 template <typename T, int kBits, typename Matrices>
-__device__ __forceinline__ void TransformApart(const uint16_t* x, uint16_t* y, int64_t count, float scale,
-                                               const Matrices& matrices) {
+__device__ __forceinline__ void TransformCarefully(const typename Element<T>::Storage* x,
+                                                   typename Element<T>::Storage* y, int64_t count, float scale,
+                                                   const Matrices& matrices) {
 #pragma unroll 1
   for (; count > 0; count -= kFragment, x += kFragment, y += kFragment) {
     const unsigned inside = Fragment<T>::SlotsBelow(count);
     Fragment<T> fragment;
     fragment.LoadSlots(x, inside);
-    const unsigned unsafe = fragment.template UnsafeRows<kBits>();
     float v[kSlots];
-    fragment.template TransformByButterflies<kBits>(v);
-    Fragment<T>::StoreSlots(y, v, scale, inside & unsafe);
-    fragment.Zero(unsafe);
+    unsigned done = 0;
+    if constexpr (Fragment<T>::kMayBeUnsafe && kBits < 8) {
+      done = fragment.template UnsafeRows<kBits>();
+      fragment.template TransformByButterflies<kBits>(v);
+      Fragment<T>::StoreSlots(y, v, scale, inside & done);
+      fragment.Zero(done);
+    }
     fragment.Transform(v, matrices);
-    Fragment<T>::StoreSlots(y, v, scale, inside & ~unsafe);
+    Fragment<T>::StoreSlots(y, v, scale, inside & ~done);
   }
+}
+
+// A warp's whole elements, all loaded before the first is transformed. False, with nothing stored, where rows that
+// share a fragment have to be kept apart.
+template <typename T, typename Shape, bool kAligned, typename Matrices>
+__device__ __forceinline__ bool TransformWhole(const typename Element<T>::Storage* x, typename Element<T>::Storage* y,
+                                               float scale, const Matrices& matrices) {
+  constexpr int kFragments = Shape::kFragments;
+  Fragment<T> fragments[kFragments];
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) {
+    if constexpr (kAligned) {
+      fragments[f].Load(x + f * kFragment);
+    } else {
+      fragments[f].LoadSlots(x + f * kFragment, kAllSlots);
+    }
+  }
+  if constexpr (Shape::kBits < 8 && Fragment<T>::kMayBeUnsafe) {
+    bool unsafe = false;
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) unsafe |= fragments[f].HasUnsafe();
+    if (__any_sync(kWarp, unsafe)) return false;
+  }
+  float v[kFragments][kSlots];
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
+  if constexpr (Shape::kBits > 8) Butterflies(v);
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) {
+    if constexpr (kAligned) {
+      Fragment<T>::Store(y + f * kFragment, v[f], scale);
+    } else {
+      Fragment<T>::StoreSlots(y + f * kFragment, v[f], scale, kAllSlots);
+    }
+  }
+  return true;
 }
 
 // kAligned: x and y are aligned to 16 bytes.
 template <typename T, typename Shape, bool kAligned>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) ShortRows(const Work work) {
   using Storage = typename Element<T>::Storage;
-  constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments, kElements = kFragments * kFragment;
+  constexpr int kBits = Shape::kBits, kElements = Shape::kFragments * kFragment;
 
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (Shape::kThreads / 32) + threadIdx.x / 32;
-  const int64_t first = warp * kElements;
-  const int64_t count = min((work.count << kBits) - first, int64_t{kElements});
-  if (count <= 0) return;
-  const bool fast = kAligned && count == kElements;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shape::kRowsPerBlock;
+  const int64_t first = (first_row << kBits) + warp * kElements;
   const Storage* x = static_cast<const Storage*>(work.x) + first;
   Storage* y = static_cast<Storage*>(work.y) + first;
-  const float scale = static_cast<float>(work.scale);
-  const typename Fragment<T>::template Matrices<kBits> matrices;
+  const typename Fragment<T>::template Matrices<kBits, (Shape::kFragments > 2)> matrices;
 
   WaitForPreviousLaunch();
-  Fragment<T> fragments[kFragments];
-#pragma unroll
-  for (int f = 0; f < kFragments; ++f) {
-    if (fast) {
-      fragments[f].Load(x + f * kFragment);
-    } else {
-      fragments[f].LoadSlots(x + f * kFragment, Fragment<T>::SlotsBelow(count - f * kFragment));
-    }
-  }
-
-  if constexpr (kBits < 8 && Fragment<T>::kMayBeUnsafe) {
-    bool unsafe = false;
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) unsafe |= fragments[f].HasUnsafe();
-    if (__any_sync(kWarp, unsafe)) return TransformApart<T, kBits>(x, y, count, scale, matrices);
-  }
-  float v[kFragments][kSlots];
-#pragma unroll
-  for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
-  if constexpr (kBits > 8) Butterflies(v);
-
-#pragma unroll
-  for (int f = 0; f < kFragments; ++f) {
-    if (fast) {
-      Fragment<T>::Store(y + f * kFragment, v[f], scale);
-    } else {
-      Fragment<T>::StoreSlots(y + f * kFragment, v[f], scale, Fragment<T>::SlotsBelow(count - f * kFragment));
-    }
+  if constexpr (kBits > 8) {  // a warp has one row
+    if (first_row + warp < work.count) TransformWhole<T, Shape, kAligned>(x, y, work.float_scale, matrices);
+  } else {
+    if (kAligned && first_row + Shape::kRowsPerBlock <= work.count)
+      if (TransformWhole<T, Shape, kAligned>(x, y, work.float_scale, matrices)) return;
+    const int64_t count = min((work.count << kBits) - first, int64_t{kElements});
+    TransformCarefully<T, kBits>(x, y, count, work.float_scale, matrices);
   }
 }
 

@@ -14,7 +14,12 @@ struct Work {
   int64_t n;
   int64_t stride;
   int64_t per_block;  // consecutive vectors that a block transforms
+  // The first `runs` blocks take every runs-th row instead, run_rows of them.
+  int64_t runs;
+  int64_t run_rows;
+  bool meet;  // the blocks that share a row have all read it before one of them writes
   double scale;
+  float float_scale;  // the same for all but doubles: a kernel would be slow to convert it
 };
 
 // A kernel as a row of the launch table.
@@ -23,9 +28,13 @@ struct Kernel {
   const void* function;
   int threads;
   int shared_bytes;
-  int64_t per_block;         // vectors that a block holds at once
-  int most_rows;             // how many a block gains from taking one after the other, where one fills it; else 0
-  int blocks_per_processor;  // how many of those run at once
+  int64_t per_block = 1;         // vectors that a block holds at once
+  int blocks_per_row = 1;        // 2: two neighbouring blocks share each row
+  int blocks_per_processor = 0;  // how many run at once, where one fills much of a multiprocessor
+  // Of the rows that such a block may take one after the other (see Staged in long_rows.cuh):
+  int most_rows = 1;
+  int run_percent = 0;
+  int most_turns = 0;
 };
 
 }  // namespace jax_hadacore::cuda

@@ -1,5 +1,6 @@
-// emulator.cc: launches kernels on the host, and watches every access to memory. A block's threads are fibers of one
-// thread of the host, each running until it waits for others, so a launch does the same every time.
+// emulator.cc: launches kernels on the host, and watches every access to memory. The threads of a block, or of a
+// cluster of blocks, are fibers of one thread of the host, each running until it waits for others, so a launch does the
+// same every time.
 //
 // The kernels are compiled with -fsanitize=thread and -fsanitize=alignment,bounds,... but the functions that such code
 // calls before each access are the ones at the end of this file. They find accesses outside the operands, races within
@@ -29,7 +30,7 @@ namespace {
 
 using jax_hadacore::cuda::Work;
 
-constexpr int kWarp = 32, kMaxThreads = 1024;
+constexpr int kWarp = 32, kMaxThreads = 1024, kMaxCluster = 2;
 constexpr size_t kStack = 64 * 1024, kMaxShared = 227 * 1024;
 
 }  // namespace
@@ -43,24 +44,28 @@ alignas(128) float4 shared_memory[emulation::kMaxShared / sizeof(float4)];
 namespace emulation {
 namespace {
 
-// The order in which a block's warps run, each as far as it gets alone, and in which a warp's lanes do.
+// The order in which a cluster's blocks run, and a block's warps, each as far as it gets alone, and in which a warp's
+// lanes do.
 enum Schedule { kForward, kReverse, kShuffled };
 
 struct Thread {
-  enum { kReady, kMeeting, kAtBarrier, kDone } state;
+  enum { kReady, kMeeting, kAtBarrier, kAtCluster, kDone } state;
   std::unique_ptr<char[]> stack;
   ucontext_t start;
   bool started;
   jmp_buf place;  // where it waits
   const Collective* collective;
   void* argument;
-  bool waited;  // for the launch before
+  bool waited;        // for the launch before
+  uint32_t meetings;  // of the blocks of the cluster that it has waited for
+  bool arrived;       // at the next
   std::deque<std::pair<void*, const void*>> copies;
 };
 
-// Who accessed a place last. Serial numbers count through a whole run: a phase lasts from one barrier to the next.
+// Who accessed a place last. Serial numbers count through a whole run: a phase lasts from one barrier to the next, and
+// `meetings` counts those of a cluster's blocks that came before the access.
 struct Access {
-  uint32_t launch = 0, block = 0, phase = 0, thread = 0;
+  uint32_t launch = 0, cluster = 0, meetings = 0, block = 0, phase = 0, thread = 0;
 };
 constexpr uint32_t kSeveral = UINT32_MAX;
 
@@ -78,28 +83,38 @@ struct Memory {
   std::vector<Place> places;
 };
 
-std::vector<Thread> threads(kMaxThreads);
+// A block of the running cluster, and its shared memory while another block has the name.
+struct Block {
+  unsigned index;
+  uint32_t serial, phase;
+  std::vector<Thread> threads;
+  std::vector<char> shared;
+  std::vector<Place> places;
+};
+
+Block blocks[kMaxCluster];
+Block* block;  // the one that runs
 jmp_buf scheduler;
 Thread* current;
 void (*kernel)(Work);
 Work work;
-unsigned block_index;
-uint32_t launch, block, phase;
+uint32_t launch, serial, phase, cluster;
 std::vector<Memory> memories;
 std::map<const void*, int> shared_limits;
 int processors, shared_bytes;
+bool clusters;
 int schedule;
 bool overlap;  // the running launch may have begun before the one before ended
 std::string error;
 
-int ThreadNumber() { return static_cast<int>(current - threads.data()); }
+int ThreadNumber() { return static_cast<int>(current - block->threads.data()); }
 
 // Contexts only start threads: switching by jumps is many times as fast, as it leaves signal masks alone.
 void Suspend() {
   if (!_setjmp(current->place)) _longjmp(scheduler, 1);
 }
 
-void Enter() {
+void RunThread() {
   kernel(work);
   if (!current->copies.empty()) Fail("returns before its copies are finished");
   current->state = Thread::kDone;
@@ -152,45 +167,103 @@ std::string Describe(const Thread& thread) {
   switch (thread.state) {
     case Thread::kDone: return "has returned";
     case Thread::kAtBarrier: return "is at __syncthreads";
+    case Thread::kAtCluster: return "waits for its cluster";
     case Thread::kMeeting: return std::string("is at ") + thread.collective->name;
     case Thread::kReady: break;
   }
   return "can run";
 }
 
-void RunBlock(int count) {
-  for (int i = 0; i < count; ++i) {
-    Thread& thread = threads[static_cast<size_t>(i)];
+bool All(int state) {
+  return std::all_of(block->threads.begin(), block->threads.end(),
+                     [&](const Thread& thread) { return thread.state == state; });
+}
+
+Memory& SharedMemory() {
+  return *std::find_if(memories.begin(), memories.end(), [](const Memory& memory) { return memory.shared; });
+}
+
+// Makes a block the one that runs.
+void Enter(Block& next) {
+  if (block == &next) return;
+  Memory& memory = SharedMemory();
+  char* const shared = reinterpret_cast<char*>(memory.begin);
+  if (block) {
+    block->shared.assign(shared, shared + (memory.end - memory.begin));
+    block->places = memory.places;
+  }
+  block = &next;
+  std::copy(block->shared.begin(), block->shared.end(), shared);
+  memory.places = block->places;
+}
+
+void Start(Block& next, unsigned index, int count) {
+  next.index = index;
+  next.serial = ++serial;
+  // Where shared memory was not written it holds NaN, should a read of it go unnoticed.
+  next.shared.assign(SharedMemory().end - SharedMemory().begin, static_cast<char>(0xff));
+  next.places.assign(SharedMemory().places.size(), Place{});
+  next.threads.resize(static_cast<size_t>(count));
+  for (Thread& thread : next.threads) {
     thread.state = Thread::kReady;
     if (!thread.stack) thread.stack = std::make_unique<char[]>(kStack);
     thread.started = false;
     thread.waited = !overlap;
+    thread.meetings = 0;
+    thread.arrived = false;
     thread.copies.clear();
     getcontext(&thread.start);
     thread.start.uc_stack.ss_sp = thread.stack.get();
     thread.start.uc_stack.ss_size = kStack;
     thread.start.uc_link = nullptr;
-    makecontext(&thread.start, Enter, 0);
+    makecontext(&thread.start, RunThread, 0);
   }
-  std::minstd_rand random(static_cast<unsigned>(schedule));
-  const auto all = [&](auto state) {
-    return std::all_of(threads.begin(), threads.begin() + count, [&](auto& thread) { return thread.state == state; });
-  };
-  ++block;
+}
+
+// Runs a block until it is done or waits for its cluster.
+void RunBlock(std::minstd_rand& random) {
   while (true) {
-    ++phase;
-    for (const int warp : Order(count / kWarp, random)) {
-      RunWarp(&threads[static_cast<size_t>(warp * kWarp)], random);
+    block->phase = ++phase;
+    for (const int warp : Order(static_cast<int>(block->threads.size()) / kWarp, random)) {
+      RunWarp(&block->threads[static_cast<size_t>(warp * kWarp)], random);
       if (!error.empty()) return;
     }
-    if (all(Thread::kDone)) return;
-    if (!all(Thread::kAtBarrier)) break;
-    for (int i = 0; i < count; ++i) threads[static_cast<size_t>(i)].state = Thread::kReady;
+    if (All(Thread::kDone) || All(Thread::kAtCluster)) return;
+    if (!All(Thread::kAtBarrier)) break;
+    for (Thread& thread : block->threads) thread.state = Thread::kReady;
   }
-  int other = 0;
-  while (other + 1 < count && Describe(threads[static_cast<size_t>(other)]) == Describe(threads[0])) ++other;
-  error = "block " + std::to_string(block_index) + " is stuck: thread 0 " + Describe(threads[0]) + ", thread " +
-          std::to_string(other) + " " + Describe(threads[static_cast<size_t>(other)]);
+  size_t other = 0;
+  while (other + 1 < block->threads.size() && Describe(block->threads[other]) == Describe(block->threads[0])) ++other;
+  error = "block " + std::to_string(block->index) + " is stuck: thread 0 " + Describe(block->threads[0]) + ", thread " +
+          std::to_string(other) + " " + Describe(block->threads[other]);
+}
+
+// Runs `size` blocks side by side, from `first` on.
+void RunCluster(unsigned first, int size, int count) {
+  std::minstd_rand random(static_cast<unsigned>(schedule));
+  ++cluster;
+  block = nullptr;
+  for (int i = 0; i < size; ++i) Start(blocks[i], first + static_cast<unsigned>(i), count);
+  while (true) {
+    int done = 0;
+    for (const int i : Order(size, random)) {
+      Enter(blocks[i]);
+      RunBlock(random);
+      if (!error.empty()) return;
+      done += All(Thread::kDone);
+    }
+    if (done == size) return;
+    if (done > 0) {
+      error = "block " + std::to_string(block->index) + " or its neighbour has returned, and the other waits for it";
+      return;
+    }
+    for (int i = 0; i < size; ++i)
+      for (Thread& thread : blocks[i].threads) {
+        thread.state = Thread::kReady;
+        thread.arrived = false;
+        ++thread.meetings;
+      }
+  }
 }
 
 void Watch(const Memory& memory) {
@@ -231,7 +304,7 @@ void CheckComplete(const Memory& memory) {
 // Whether two threads of the running launch access the same place, and nothing puts one access before the other.
 bool Races(const Memory& memory, const Access& before, const Access& now) {
   if (memory.shared) return before.block == now.block && before.phase == now.phase && before.thread != now.thread;
-  if (before.launch != now.launch) return false;
+  if (before.launch != now.launch || (before.cluster == now.cluster && before.meetings < now.meetings)) return false;
   return before.block != now.block || (before.phase == now.phase && before.thread != now.thread);
 }
 
@@ -254,10 +327,12 @@ void OnAccess(const void* to, size_t bytes, bool write) {
   if (write && !found->written) FailAt(*found, address, write, "which is only read");
   if (!found->shared && !current->waited) FailAt(*found, address, write, "before the launch before has ended");
 
-  const Access now = {launch, block, phase, static_cast<uint32_t>(ThreadNumber())};
+  // What comes after a thread's arrival may be late: for reads it counts as after the meeting, for writes as before.
+  const uint32_t meetings = current->meetings + (current->arrived && !write);
+  const Access now = {launch, cluster, meetings, block->serial, block->phase, static_cast<uint32_t>(ThreadNumber())};
   for (size_t i = (address - found->begin) / found->unit; i * found->unit < end - found->begin; ++i) {
     Place& place = found->places[i];
-    if (found->shared && !write && place.write.block != block) FailAt(*found, address, write, "before it is written");
+    if (found->shared && !write && !place.write.block) FailAt(*found, address, write, "before it is written");
     if (Races(*found, place.write, now) || (write && Races(*found, place.read, now))) {
       const bool with_write = Races(*found, place.write, now);
       const uint32_t other = with_write ? place.write.thread : place.read.thread;
@@ -271,7 +346,11 @@ void OnAccess(const void* to, size_t bytes, bool write) {
       // Of several threads that read in the same phase, or several blocks, no write may follow by any one of them.
       Access read = now;
       if (Races(*found, place.read, now)) read.thread = kSeveral;
-      if (!found->shared && place.read.launch == launch && place.read.block != block) read.block = kSeveral;
+      if (!found->shared && place.read.launch == launch && place.read.block != now.block) {
+        read.block = kSeveral;
+        if (place.read.cluster != cluster) read.cluster = kSeveral;
+        read.meetings = std::max(read.meetings, place.read.meetings);
+      }
       place.read = read;
     }
   }
@@ -280,7 +359,7 @@ void OnAccess(const void* to, size_t bytes, bool write) {
 }  // namespace
 
 Index ThreadIndex() { return {static_cast<unsigned>(ThreadNumber())}; }
-Index BlockIndex() { return {block_index}; }
+Index BlockIndex() { return {block->index}; }
 
 void Meet(const Collective& collective, void* argument) {
   current->state = Thread::kMeeting;
@@ -291,11 +370,22 @@ void Meet(const Collective& collective, void* argument) {
 
 void Fail(const std::string& message) {
   if (!current) throw std::logic_error(message);
-  error = "block " + std::to_string(block_index) + " thread " + std::to_string(ThreadNumber()) + ": " + message;
+  error = "block " + std::to_string(block->index) + " thread " + std::to_string(ThreadNumber()) + ": " + message;
   while (true) Suspend();
 }
 
 void WaitForPreviousLaunch() { current->waited = true; }
+
+void ArriveAtCluster() {
+  if (current->arrived) Fail("arrives at its cluster twice");
+  current->arrived = true;
+}
+
+void WaitForCluster() {
+  if (!current->arrived) Fail("waits for its cluster before it arrives");
+  current->state = Thread::kAtCluster;
+  Suspend();
+}
 
 void StartCopy(void* to, const void* from) { current->copies.emplace_back(to, from); }
 
@@ -323,6 +413,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = emulation::processors; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulation::shared_bytes; break;
+    case cudaDevAttrClusterLaunch: *value = emulation::clusters; break;
   }
   return cudaSuccess;
 }
@@ -346,24 +437,31 @@ const char* cudaGetErrorString(cudaError_t) { return emulation::error.c_str(); }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
   using namespace emulation;
-  const unsigned blocks = config->gridDim.x, count = config->blockDim.x;
+  const unsigned grid = config->gridDim.x, count = config->blockDim.x;
   const size_t bytes = config->dynamicSmemBytes;
   const auto limit = shared_limits.find(function);
-  if (blocks == 0 || blocks > INT32_MAX || count == 0 || count > kMaxThreads || count % kWarp ||
+  unsigned size = 1;  // of a cluster
+  overlap = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) size = attribute.val.clusterDim.x;
+    if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization)
+      overlap = attribute.val.programmaticStreamSerializationAllowed;
+  }
+  if (grid == 0 || grid > INT32_MAX || size > (clusters ? kMaxCluster : 1) || grid % size || count == 0 ||
+      count > kMaxThreads || count % kWarp ||
       bytes > (limit == shared_limits.end() ? 48u * 1024 : static_cast<size_t>(limit->second)) ||
       bytes > static_cast<size_t>(shared_bytes)) {
-    error = "launch of " + std::to_string(blocks) + " blocks of " + std::to_string(count) + " threads and " +
-            std::to_string(bytes) + " bytes of shared memory";
+    error = "launch of " + std::to_string(grid) + " blocks, " + std::to_string(size) + " to a cluster, of " +
+            std::to_string(count) + " threads and " + std::to_string(bytes) + " bytes of shared memory";
     return cudaErrorInvalidConfiguration;
   }
   kernel = reinterpret_cast<void (*)(Work)>(const_cast<void*>(function));
   work = *static_cast<const Work*>(arguments[0]);
-  overlap = config->numAttrs > 0;
   ++launch;
-  // Where memory was not written it holds NaN, should a read of it go unnoticed.
-  std::memset(jax_hadacore::cuda::shared_memory, 0xff, kMaxShared);
   Watch(Shared(jax_hadacore::cuda::shared_memory, bytes));
-  for (block_index = 0; block_index < blocks && error.empty(); ++block_index) RunBlock(static_cast<int>(count));
+  for (unsigned first = 0; first < grid && error.empty(); first += size)
+    RunCluster(first, static_cast<int>(size), static_cast<int>(count));
   memories.erase(std::remove_if(memories.begin(), memories.end(), [](const Memory& memory) { return memory.shared; }),
                  memories.end());
   return error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
@@ -373,17 +471,24 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
 extern "C" {
 
 struct PlannedLaunch {
-  int64_t blocks, threads, shared_bytes, per_block, count, n, stride;
+  int64_t blocks, blocks_per_row, threads, shared_bytes, per_block, runs, run_rows, count, n, stride;
 };
 
 // Stores up to two launches of a transform of aligned buffers, and returns how many there are.
-int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, int shared_bytes, PlannedLaunch* launches) {
+int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, int shared_bytes, int clusters, int inplace,
+                   PlannedLaunch* launches) {
   using namespace jax_hadacore;
+  const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
+  const cuda::Buffers buffers = {address(16), address(inplace ? 16 : 32), address(48)};
   int count = 0;
-  for (const cuda::Launch& launch :
-       cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, {}, {0, processors, shared_bytes})) {
+  for (const cuda::Launch& launch : cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, buffers,
+                                               {0, processors, shared_bytes, clusters != 0, clusters != 0})) {
     const auto& [kernel, work, blocks] = launch;
-    launches[count++] = {blocks, kernel.threads, kernel.shared_bytes, work.per_block, work.count, work.n, work.stride};
+    launches[count++] = {blocks,         kernel.blocks_per_row,
+                         kernel.threads, kernel.shared_bytes,
+                         work.per_block, work.runs,
+                         work.run_rows,  work.count,
+                         work.n,         work.stride};
   }
   return count;
 }
@@ -394,7 +499,7 @@ int emulation_needs_workspace(int dtype, int64_t n) {
 
 // Runs the transform and returns what went wrong, or an empty string.
 const char* emulation_run(int dtype, int64_t n, int64_t rows, double scale, const void* x, void* y, void* workspace,
-                          int processors, int shared_bytes, int schedule) {
+                          int processors, int shared_bytes, int clusters, int schedule) {
   using namespace jax_hadacore;
   constexpr size_t kItemSizes[] = {2, 2, 4, 8};
   const size_t size = kItemSizes[dtype], count = static_cast<size_t>(rows * n);
@@ -406,11 +511,15 @@ const char* emulation_run(int dtype, int64_t n, int64_t rows, double scale, cons
     emulation::Watch(emulation::Operand("the workspace", workspace, count * sizeof(float), true, true, sizeof(float)));
   emulation::processors = processors;
   emulation::shared_bytes = shared_bytes;
+  emulation::clusters = clusters != 0;
   emulation::schedule = schedule;
+  const uint32_t before = emulation::launch;
   const cudaError_t status = cuda::Enqueue({static_cast<Dtype>(dtype), n, rows, scale}, {x, y, workspace}, nullptr);
   if (status != cudaSuccess && emulation::error.empty()) emulation::error = "invalid configuration";
+  const uint32_t launches = emulation::launch - before;
   for (const emulation::Memory& memory : emulation::memories)
-    if (emulation::error.empty()) CheckComplete(memory);
+    if (emulation::error.empty() && (launches > 1 || memory.begin != reinterpret_cast<uintptr_t>(workspace)))
+      CheckComplete(memory);
   return emulation::error.c_str();
 }
 

@@ -71,6 +71,7 @@ struct Operands {
   float* d;           // d0 to d3
   const uint32_t* a;  // a0 and a1 in the first register, ...
   uint32_t b[2];
+  float c[4];
 };
 
 // "Matrix Fragments for mma.m16n8k16 with floating point type".
@@ -80,7 +81,7 @@ void MultiplyMatrices(void* const (&arguments)[32]) {
     for (int lane = 0; lane < 32; ++lane) {
       const int group = lane >> 2, in_group = lane % 4;
       for (int i = 0; i < 4; ++i)
-        visit(static_cast<Operands*>(arguments[lane])->d[i], i < 2 ? group : group + 8, in_group * 2 + (i & 1));
+        visit(*static_cast<Operands*>(arguments[lane]), i, i < 2 ? group : group + 8, in_group * 2 + (i & 1));
     }
   };
   for (int lane = 0; lane < 32; ++lane) {
@@ -96,8 +97,8 @@ void MultiplyMatrices(void* const (&arguments)[32]) {
       b[group][row] = Widen(operands.type, operands.b[i / 2], i % 2);
     }
   }
-  each_result([&](float d, int row, int column) { c[row][column] = d; });
-  each_result([&](float& d, int row, int column) { d = Dot(a[row], b[column], c[row][column]); });
+  each_result([&](const Operands& lane, int i, int row, int column) { c[row][column] = lane.c[i]; });
+  each_result([&](Operands& lane, int i, int row, int column) { lane.d[i] = Dot(a[row], b[column], c[row][column]); });
 }
 
 constexpr Collective kMultiplyMatrices[] = {{"mma f16", MultiplyMatrices}, {"mma bf16", MultiplyMatrices}};
@@ -110,8 +111,9 @@ uint32_t Pack(Half type, float low, float high) {
 
 float Unpack(Half type, uint32_t packed, int i) { return static_cast<float>(Widen(type, packed, i)); }
 
-void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  Operands operands = {type, d, a, {b0, b1}};
+void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                       const float (&c)[4]) {
+  Operands operands = {type, d, a, {b0, b1}, {c[0], c[1], c[2], c[3]}};
   Meet(kMultiplyMatrices[static_cast<int>(type)], &operands);
 }
 

@@ -9,9 +9,11 @@ namespace emulation {
 enum class Half { kF16, kBF16 };
 uint32_t Pack(Half type, float low, float high);
 float Unpack(Half type, uint32_t packed, int i);
-void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]);
 
 void WaitForPreviousLaunch();
+void ArriveAtCluster();
+void WaitForCluster();
 
 // The running thread's copies that have begun: of one at a time, the oldest.
 void StartCopy(void* to, const void* from);
@@ -43,9 +45,14 @@ uint32_t Opaque(uint32_t v) {
 }
 
 inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
+inline void ArriveAtCluster() { emulation::ArriveAtCluster(); }
+inline void WaitForCluster() { emulation::WaitForCluster(); }
 
 // Copies are made as late as they may be, so that a use too early finds nothing.
-inline void StartCopy(void* shared, const void* global) { emulation::StartCopy(shared, global); }
+template <int kOffset>
+void StartCopy(void* shared, const void* global) {
+  emulation::StartCopy(static_cast<char*>(shared) + kOffset, static_cast<const char*>(global) + kOffset);
+}
 inline void FinishCopies() {
   void* to;
   const void* from;
@@ -53,8 +60,8 @@ inline void FinishCopies() {
 }
 
 template <typename T>
-void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulation::MatrixMultiplyAdd(kHalf<T>, d, a, b0, b1);
+void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
+  emulation::MatrixMultiplyAdd(kHalf<T>, d, a, b0, b1, c);
 }
 
 }  // namespace jax_hadacore::cuda

@@ -19,7 +19,8 @@ compares it with the definition, times it, and shows what it does to outliers.
 With FILE: rotates each floating-point tensor of the file along each axis of a supported length
 and shows its peaks and its int4 rounding error before and after. The file is not changed.
 
-With bench instead of FILE: measures the transform; see jax-hadacore bench --help.
+With bench instead of FILE: measures the transform; see jax-hadacore bench --help. A file of that
+name is ./bench.
 """
 
 _EPILOG = """\

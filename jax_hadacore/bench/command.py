@@ -18,7 +18,7 @@ from .grid import DTYPES, Selection
 from .store import TABLES, Results, StoreError, load
 
 DRAWING = ("plot", "report")  # the commands that need matplotlib
-_WIDTH = 120  # of tables that no terminal limits
+_WIDTH = 132  # of tables that no terminal limits
 _INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 _SWEEP = """\

@@ -67,7 +67,7 @@ class _Cpu:
         elements = max(case.elements for case in cases)
         some = np.random.default_rng(0).standard_normal(min(elements, 1 << 20)).astype(dtype)
         self._x = np.resize(some, elements)
-        self._y = np.ones_like(self._x)
+        self._y = self._x if inplace else np.ones_like(self._x)
         self._inplace = inplace
         self._native = _native("cpu")
 
@@ -76,11 +76,8 @@ class _Cpu:
         problem = _problem(self._native, case)
         repetitions = max(5, min(100, (1 << 27) // case.elements))
         sample = self._x[: case.checked].reshape(-1, case.n).copy()
-        x, y = (buffer.ctypes.data for buffer in (self._x, self._y))
-        times = self._native.measure(problem, x, y, threads=1, repetitions=repetitions)
-        if self._inplace:  # memcpy from a buffer to itself is undefined
-            alone = self._native.measure(problem, x, x, threads=1, repetitions=repetitions)
-            times = {**times, "transform": alone["transform"]}
+        addresses = [buffer.ctypes.data for buffer in (self._x, self._y)]
+        times = self._native.measure(problem, *addresses, threads=1, repetitions=repetitions)
         error = error_in_roundings(np.asarray(hadamard(sample)), definition(sample))
         return {
             **case.row(cold=case.exceeds_caches),

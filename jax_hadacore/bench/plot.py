@@ -51,9 +51,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def roof(environment: dict, dtype: str, rows: Sequence[dict], *, inplace: bool = False) -> Figure:
     """Percent of the speed of the best copy against n, a line for each number of elements; cold and warm apart."""
-    panels = [
-        (caches, some) for caches in ("cold", "warm") for found, some in groups(rows, "caches") if found == caches
-    ]
+    panels = sorted(groups(rows, "caches"))
     figure = Figure(figsize=(5.2 * len(panels) + 0.6, 4.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, (caches, some) in zip(axes, panels, strict=True):
@@ -82,10 +80,8 @@ def _figures(data: dict) -> Iterator[tuple[str, Figure]]:
             if name not in {"hadamard", "elementwise"}
         }
         order = list(dict.fromkeys(label for label, _ in cells))
-        yield (
-            f"alternatives-{dtype}",
-            _speedups(environment, f"{dtype}: speed-up over XLA's alternatives", order, cells),
-        )
+        title = f"{dtype}: speed-up over XLA's alternatives"
+        yield f"alternatives-{dtype}", _speedups(environment, title, order, cells)
 
 
 def _roof_panel(panel: Axes, caches: str, rows: Sequence[dict]) -> None:
@@ -96,15 +92,13 @@ def _roof_panel(panel: Axes, caches: str, rows: Sequence[dict]) -> None:
         ns = [n for n in lengths(rows) if (size, n) in cells]
         panel.plot(ns, [cells[size, n] for n in ns], color=colour, marker=marker, ms=5, lw=1.5, label=_power(size[0]))
     panel.axhline(100, color="black", lw=0.8, ls=":")
-    panel.set_ylim(0, max(105, *cells.values()))
+    panel.set_ylim(0, max(105, 1.02 * max(cells.values())))
     panel.set_xscale("log", base=2)
     ticks = lengths(rows)
     panel.set_xticks(ticks, [_power(n) for n in ticks])
     panel.minorticks_off()
     panel.set_xlabel("n, the length of a transform")
-    panel.set_title(
-        {"cold": "cold: operands come from memory", "warm": "warm: operands in the caches"}[caches], size=10
-    )
+    panel.set_title(_CACHES[caches], size=10)
     panel.grid(alpha=0.25)
     panel.legend(title="elements", loc="lower left", fontsize=9)
 

@@ -13,10 +13,13 @@ from .rows import by_size, copy_time, groups, lengths, power, sizes, with_speedu
 def show(console: Console, data: dict) -> None:
     """Prints every table that has rows, and what they were measured with."""
     for part in _parts(data):
-        console.print(part, markup=False, highlight=False)
         if isinstance(part, Table):
-            console.print()
-    console.print("; ".join(f"{key} {value}" for key, value in data["environment"].items()), highlight=False)
+            console.print(part)
+        else:
+            console.print(part, markup=False, highlight=False)
+    console.print(
+        "; ".join(f"{key} {value}" for key, value in data["environment"].items()), markup=False, highlight=False
+    )
 
 
 def _parts(data: dict) -> Iterator[str | Table]:
@@ -109,7 +112,7 @@ def _largest_error(rows: Sequence[dict]) -> str:
 
 
 def _grid(rows: Sequence[dict], cell: Callable[[dict], str]) -> Table:
-    table = _table("elements", "", *map(str, lengths(rows)))
+    table = _table("elements", "n =", *map(power, lengths(rows)))
     cells = by_size(rows, cell)
     for size in sizes(rows):
         elements, caches = size
@@ -122,7 +125,7 @@ def _case(row: dict) -> tuple[str, str, str, str]:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table

@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=TABLES,
         metavar="TABLE",
-        help="which to measure; default: all but errors, and peers where they are installed",
+        help="which to measure; default: device, alternatives, program, and peers if they are installed",
     )
     sweep.add_argument("--dtype", nargs="+", choices=DTYPES, metavar="DTYPE", help=", ".join(DTYPES))
     sweep.add_argument("--n", nargs="+", type=_length, metavar="N", help="lengths, such as 4096 or 2^12")

@@ -14,6 +14,8 @@ from .._measure import definition, error_in_roundings
 from .._transform import hadamard
 from .grid import Case, Replays
 
+_LINE = 64  # bytes
+
 
 def rows(platform: str, cases: Iterable[Case], *, inplace: bool) -> Generator[dict]:
     """Times each case; the cases of a dtype, in sequence, share their buffers."""
@@ -66,8 +68,9 @@ class _Cpu:
     def __init__(self, dtype: np.dtype, cases: Sequence[Case], *, inplace: bool) -> None:
         elements = max(case.elements for case in cases)
         some = np.random.default_rng(0).standard_normal(min(elements, 1 << 20)).astype(dtype)
-        self._x = np.resize(some, elements)
-        self._y = self._x if inplace else np.ones_like(self._x)
+        self._x = _aligned(elements, dtype)
+        self._x[:] = np.resize(some, elements)
+        self._y = self._x if inplace else _aligned(elements, dtype)
         self._inplace = inplace
         self._native = _native("cpu")
 
@@ -86,6 +89,13 @@ class _Cpu:
             **_summary(times),
             "error": error,
         }
+
+
+def _aligned(elements: int, dtype: np.dtype) -> np.ndarray:
+    """A written array on a cache line's boundary, as XLA's are: from elsewhere a copy may take 20 times as long."""
+    memory = np.ones(elements * dtype.itemsize + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + elements * dtype.itemsize].view(dtype)
 
 
 def _native(platform: str):

@@ -126,14 +126,13 @@ def _speedups(environment: dict, title: str, labels: Sequence[str], cells: dict[
 
 def _entitle(figure: Figure, environment: dict, title: str) -> None:
     figure.suptitle(f"{environment['device']}, {title}", size=12)
-    figure.supxlabel(provenance(environment), size=7, color="dimgray")
+    figure.supxlabel(f"{environment['command']}: {versions(environment)}", size=7, color="dimgray")
 
 
-def provenance(environment: dict) -> str:
-    """How the numbers came about, in a line."""
-    parts = [environment["command"]]
-    parts += [f"{key} {environment[key]}" for key in ("jax_hadacore", "commit", "jax", "driver") if key in environment]
-    return ", ".join(parts)
+def versions(environment: dict) -> str:
+    """What the numbers of a chart or a table depend on, beside the device and the command."""
+    keys = ("jax_hadacore", "commit", "jax", "driver")
+    return ", ".join(f"{key} {environment[key]}" for key in keys if key in environment)
 
 
 def _thinned(sizes: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:

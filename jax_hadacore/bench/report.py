@@ -47,7 +47,8 @@ def markdown(results: Sequence[dict], links: Sequence[str]) -> str:
             parts.append(f"![Percent of the copy's speed against n]({_image(data).as_posix()})")
         parts += _attention(data)
         parts += _alternatives(data)
-        parts.append(f"Stored in [{link}]({link}); {plot.provenance(data['environment'])}.")
+        command, versions = data["environment"]["command"], plot.versions(data["environment"])
+        parts.append(f"Stored in [{link}]({link}), measured by `{command}` ({versions}).")
     return "\n\n".join(parts) + "\n"
 
 

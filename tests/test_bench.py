@@ -379,6 +379,20 @@ class TestSweep:
         assert list(data) == ["environment", "device", "alternatives", "program", "copies", "thunks"]
         assert {row["dtype"] for row in data["device"]} == {"float32", "bfloat16"}
 
+    def test_on_a_gpu(self, gpu, torch, tmp_path, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(_ffi, "problem", lambda platform: "")
+        monkeypatch.setattr(program, "_CALLS", 20)
+        monkeypatch.setattr(program, "_LOOP_ELEMENTS", {"gpu": 1 << 12})
+        monkeypatch.setattr(program, "thunks", lambda: ["kCommandBuffer"])
+        monkeypatch.setitem(grid._PROGRAM, False, [(64, 1 << 9)])
+        path = tmp_path / "run.json"
+        assert bench("--n", 16, "--elements", 256, "--dtype", "bfloat16", "--json", path) == 0
+        (data,) = store.load([path])
+        assert [len(data[table]) for table in ("device", "alternatives", "program", "peers")] == [1, 1, 1, 2]
+        assert data["thunks"] == ["kCommandBuffer"]
+        assert data["environment"]["toolkit"] == 13000
+
     def test_every_table_is_printed(self, capsys):
         command.tables.show(command._console(), stored_run())
         printed = capsys.readouterr().out

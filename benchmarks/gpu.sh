@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds for the GPU at hand, and stores under FOLDER what the stages print: all of them, or those named.
-# Needs jax with CUDA, nvcc, the build requirements and pytest in the current Python environment; pytest-xdist helps.
+# Needs jax with CUDA, nvcc, the build requirements, rich, matplotlib and pytest in the current Python environment;
+# pytest-xdist helps.
 set -uo pipefail
-usage='usage: benchmarks/gpu.sh FOLDER [times|errors|program|selfcheck|suite|sanitizers]...'
+usage='usage: benchmarks/gpu.sh FOLDER [bench|inplace|errors|selfcheck|suite|sanitizers]...'
 folder=$(realpath "${1:?$usage}")
 shift
 stages=("$@")
-[ $# -gt 0 ] || stages=(times errors program selfcheck suite sanitizers)
+[ $# -gt 0 ] || stages=(bench inplace errors selfcheck suite sanitizers)
 cd "$(dirname "$0")/.."
 mkdir -p "$folder"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the GPU
@@ -28,11 +29,11 @@ sanitizers() {
   done
 }
 
-errors() { timeout 200 python3 benchmarks/errors.py --out "$folder/errors.json" 2>&1; }
+bench() { timeout 400 jax-hadacore bench --full --json "$folder/bench.json" 2>&1; }
 
-program() { timeout 100 python3 benchmarks/through_jax.py --out "$folder/program.json" 2>&1; }
+inplace() { timeout 100 jax-hadacore bench --tables device --inplace --json "$folder/inplace.json" 2>&1; }
 
-times() { timeout 200 python3 benchmarks/kernels.py --out "$folder/kernels.json" 2>&1; }
+errors() { timeout 200 jax-hadacore bench --tables errors --json "$folder/errors.json" 2>&1; }
 
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 CUDAARCHS=$architecture python3 -m pip install --quiet --no-build-isolation --no-deps . || exit

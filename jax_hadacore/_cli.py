@@ -1,4 +1,7 @@
-"""The command line: `jax-hadacore` checks this installation, `jax-hadacore FILE` rotates the tensors of a file."""
+"""The command line: `jax-hadacore` checks this installation, `jax-hadacore FILE` rotates the tensors of a file.
+
+`jax-hadacore bench` is a command line of its own.
+"""
 
 import argparse
 import sys
@@ -6,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, _selfcheck, _survey
+from . import __version__, _selfcheck, _survey, bench
 from ._tensors import UnreadableError
 
 _DESCRIPTION = """\
@@ -15,6 +18,9 @@ compares it with the definition, times it, and shows what it does to outliers.
 
 With FILE: rotates each floating-point tensor of the file along each axis of a supported length
 and shows its peaks and its int4 rounding error before and after. The file is not changed.
+
+With bench instead of FILE: measures the transform; see jax-hadacore bench --help. A file of that
+name is ./bench.
 """
 
 _EPILOG = """\
@@ -27,6 +33,9 @@ exit status:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:
+        return bench.main(argv[1:])
     arguments = _parser().parse_args(argv)
     with warnings.catch_warnings():
         # The check reports which implementation serves, and why, in its own words.

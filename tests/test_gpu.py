@@ -1,6 +1,7 @@
 """What takes a GPU to see: arrays of more than 2^32 elements, streams side by side, many rows to a processor."""
 
 import functools
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -12,6 +13,7 @@ from kernels import address, transform_on_gpu
 from oracle import bound, error_in_roundings, transform
 
 import jax_hadacore
+from jax_hadacore import _cli
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = DTYPES
 
@@ -102,3 +104,15 @@ def test_programs_side_by_side(dtype):
         for _ in range(5):
             for y, reference in zip(pool.map(f, arrays), expected, strict=True):
                 assert_same_bits(np.asarray(y), reference)
+
+
+@pytest.mark.parametrize("options", [[], ["--inplace"]], ids=["out of place", "in place"])
+def test_benchmark_of_the_device(tmp_path, options):
+    path = tmp_path / "run.json"
+    sizes = ["--n", "128", "2^16", "--elements", "2^16", "2^22"]
+    assert _cli.main(["bench", "--tables", "device", "--dtype", "bfloat16", *sizes, *options, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["device"]
+    assert [row["caches"] for row in rows] == ["warm", "warm", "cold", "cold"]
+    for row in rows:
+        assert 0 < row["ratio"] < 2  # a copy is hard to beat
+        assert row["error"] <= bound(BFLOAT16, row["n"])

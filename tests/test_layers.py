@@ -21,6 +21,13 @@ LAYERS = {
     "_ffi": set(),
     "_orders": set(),
 }
+# Interfaces of the benchmark, and the modules that may import them.
+BENCH = {
+    "jax_hadacore.bench": {"_cli"},
+    "rich": {"bench/command", "bench/tables"},
+    "matplotlib": {"bench/plot"},
+    "torch": set(),  # imported by name where it is installed
+}
 
 
 def name(path):
@@ -53,6 +60,16 @@ def test_the_checkout_is_here():
 def test_python_imports_go_one_way(module):
     own = {found.split(".")[1] for found in imports(PACKAGE / f"{module}.py") if found.startswith("jax_hadacore.")}
     assert own <= LAYERS[module]
+
+
+@pytest.mark.parametrize("package", BENCH)
+def test_the_benchmark_stays_apart(package):
+    found = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for path in PYTHON
+        if any(f"{imported}.".startswith(f"{package}.") for imported in imports(path))
+    }
+    assert {module for module in found if not package.startswith("jax") or "bench/" not in module} <= BENCH[package]
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name)

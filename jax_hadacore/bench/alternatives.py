@@ -1,0 +1,80 @@
+"""What a JAX program offers instead of the kernel: a dense product, two factors, a butterfly; and a copy for scale."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterable
+
+import jax
+import jax.numpy as jnp
+
+from .._transform import hadamard
+from .grid import Case
+
+# elements * n of the largest dense product that is measured: seconds of work.
+_DENSE = {"gpu": 1 << 43, "cpu": 1 << 35}
+_MATRIX_BYTES = 1 << 31
+_RUN = 0.02  # seconds of calls between two looks at the clock
+
+
+def rows(platform: str, cases: Iterable[Case]) -> Generator[dict]:
+    """The time of a call of each alternative, one call's result being the next one's operand."""
+    for case in cases:
+        x = jax.random.normal(jax.random.key(0), (case.elements // case.n, case.n), case.dtype)
+        micros = {
+            name: _microseconds(jax.jit(function), x, *arguments)
+            for name, (function, arguments) in _operations(platform, case).items()
+        }
+        yield {**case.row(cold=case.exceeds_caches), "microseconds": micros}
+
+
+def _operations(platform: str, case: Case) -> dict[str, tuple[Callable, tuple[jax.Array, ...]]]:
+    """Orthonormal operations on rows, with the arguments beside the rows."""
+    n, dtype = case.n, case.dtype
+    low = 1 << n.bit_length() // 2
+
+    def butterfly(x):
+        y, h = x.astype(jnp.float32), 1
+        while h < n:
+            y = y.reshape(-1, 2, h)
+            y = jnp.stack([y[:, 0] + y[:, 1], y[:, 0] - y[:, 1]], axis=1)
+            h *= 2
+        return (y.reshape(x.shape) * n**-0.5).astype(dtype)
+
+    def two_factors(x, outer, inner):
+        return jnp.einsum("rab,ac,bd->rcd", x.reshape(-1, n // low, low), outer, inner).reshape(x.shape)
+
+    operations = {
+        "hadamard": (hadamard, ()),
+        "elementwise": (jnp.negative, ()),
+        "butterfly": (butterfly, ()),
+        "two factors": (two_factors, (_matrix(n // low, dtype), _matrix(low, dtype))),
+    }
+    if case.elements * n <= _DENSE[platform] and n * n * dtype.itemsize <= _MATRIX_BYTES:
+        operations["x @ H"] = (jnp.matmul, (_matrix(n, dtype),))
+    return operations
+
+
+def _matrix(n: int, dtype) -> jax.Array:
+    """The orthonormal matrix, made on the device."""
+
+    @jax.jit
+    def make():
+        i, j = (jax.lax.broadcasted_iota(jnp.uint32, (n, n), axis) for axis in (0, 1))
+        odd = jax.lax.population_count(i & j) & jnp.uint32(1)
+        return jnp.where(odd == 1, -(n**-0.5), n**-0.5).astype(dtype)
+
+    return make()
+
+
+def _microseconds(function: Callable, x: jax.Array, *arguments: jax.Array) -> float:
+    def run(calls: int) -> float:
+        start, y = time.perf_counter(), x
+        for _ in range(calls):
+            y = function(y, *arguments)
+        y.block_until_ready()
+        return (time.perf_counter() - start) / calls
+
+    run(1)  # compiles
+    calls = max(1, min(10, math.ceil(_RUN / run(1))))  # not waiting between calls hides their dispatch
+    return 1e6 * statistics.median(run(calls) for _ in range(5))

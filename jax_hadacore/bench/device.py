@@ -1,0 +1,119 @@
+"""Device time of the kernels beside copies of the same bytes, by the native modules' own timing entry points."""
+
+import functools
+import statistics
+from collections.abc import Generator, Iterable, Sequence
+from itertools import groupby
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _ffi
+from .._measure import definition, error_in_roundings
+from .._transform import hadamard
+from .grid import Case, Replays
+
+_LINE = 64  # bytes
+
+
+def rows(platform: str, cases: Iterable[Case], *, inplace: bool) -> Generator[dict]:
+    """Times each case; the cases of a dtype, in sequence, share their buffers."""
+    timer = {"gpu": _Gpu, "cpu": _Cpu}[platform]
+    for dtype, group in groupby(cases, key=lambda case: case.dtype):
+        same = list(group)
+        timed = timer(dtype, same, inplace=inplace)
+        yield from map(timed.row, same)
+        del timed  # frees its buffers before the next are made
+
+
+class _Gpu:
+    """Graphs of transforms and of copies, replayed in turn."""
+
+    def __init__(self, dtype: np.dtype, cases: Sequence[Case], *, inplace: bool) -> None:
+        size = max(case.elements * Replays.of(case).sets for case in cases)
+        self._x = jax.random.normal(jax.random.key(0), (size,), dtype)
+        self._y = self._x if inplace else jnp.ones_like(self._x)
+        self._workspace = jnp.zeros(max(case.elements for case in cases), jnp.float32)
+        self._inplace = inplace
+        self._native = _native("cuda")
+        jax.block_until_ready((self._x, self._y, self._workspace))  # the library's stream does not wait for JAX's
+
+    def row(self, case: Case) -> dict:
+        """Medians in microseconds, the ratio of the best copy to the transform, and the error."""
+        plan = Replays.of(case)
+        buffers = [buffer.unsafe_buffer_pointer() for buffer in (self._x, self._y, self._workspace)]
+        problem = _problem(self._native, case)
+        times = self._native.measure(problem, *buffers, plan.sets, plan.launches, plan.replays)
+        if self._inplace:
+            del times["cudaMemcpyAsync"]  # undefined from a buffer to itself
+        before = self._last(self._x, case)
+        self._native.transform(problem, *buffers)
+        error = error_in_roundings(self._last(self._y, case), definition(before))
+        return {
+            **case.row(cold=plan.cold),
+            "inplace": self._inplace,
+            "sets": plan.sets,
+            **_summary(times),
+            "error": error,
+        }
+
+    def _last(self, buffer: jax.Array, case: Case) -> np.ndarray:
+        return np.asarray(_slice(buffer, case.elements - case.checked, case.checked)).reshape(-1, case.n)
+
+
+class _Cpu:
+    """Calls of the kernel and of memcpy by one thread, on the same buffers every time."""
+
+    def __init__(self, dtype: np.dtype, cases: Sequence[Case], *, inplace: bool) -> None:
+        elements = max(case.elements for case in cases)
+        some = np.random.default_rng(0).standard_normal(min(elements, 1 << 20)).astype(dtype)
+        self._x = _aligned(elements, dtype)
+        self._x[:] = np.resize(some, elements)
+        self._y = self._x if inplace else _aligned(elements, dtype)
+        self._inplace = inplace
+        self._native = _native("cpu")
+
+    def row(self, case: Case) -> dict:
+        """Medians in microseconds, the ratio of memcpy to the transform, and the error."""
+        problem = _problem(self._native, case)
+        repetitions = max(5, min(100, (1 << 27) // case.elements))
+        sample = self._x[: case.checked].reshape(-1, case.n).copy()
+        addresses = [buffer.ctypes.data for buffer in (self._x, self._y)]
+        times = self._native.measure(problem, *addresses, threads=1, repetitions=repetitions)
+        error = error_in_roundings(np.asarray(hadamard(sample)), definition(sample))
+        return {
+            **case.row(cold=case.exceeds_caches),
+            "inplace": self._inplace,
+            "threads": 1,
+            **_summary(times),
+            "error": error,
+        }
+
+
+def _aligned(elements: int, dtype: np.dtype) -> np.ndarray:
+    """A written array on a cache line's boundary, as XLA's are: from elsewhere a copy may take 20 times as long."""
+    memory = np.ones(elements * dtype.itemsize + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + elements * dtype.itemsize].view(dtype)
+
+
+def _native(platform: str):
+    module = {"cuda": _ffi.CUDA, "cpu": _ffi.CPU}[platform].module
+    assert module is not None, f"the caller has to ask _ffi.problem({platform!r}) first"
+    return module
+
+
+def _problem(native, case: Case):
+    return native.Problem(getattr(native.Dtype, case.dtype.name), case.n, case.elements // case.n, case.n**-0.5)
+
+
+def _summary(times: dict[str, list[float]]) -> dict:
+    micros = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    roof = min(value for name, value in micros.items() if name != "transform")
+    return {"microseconds": micros, "ratio": roof / micros["transform"]}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _slice(x, start, size):
+    return jax.lax.dynamic_slice_in_dim(x, start, size)

@@ -1,0 +1,151 @@
+"""Charts of stored results: percent of the copy's speed against n, and grids of speed-ups."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from .rows import by_size, groups, lengths, sizes, with_speedup
+from .store import StoreError
+
+_MARKERS = "os^Dv<>pPX*hd"  # a line is told by its marker where colours are not
+_CACHES = {
+    "cold": "cold: buffers that exceed the caches take turns",
+    "warm": "warm: the same buffers every time",
+}
+_MOST_LINES = 8  # in one panel
+
+
+def write(results: Sequence[dict], folder: Path) -> list[Path]:
+    """Draws every chart that the results have rows for, and returns the paths of the PNG files.
+
+    Raises:
+        StoreError: two charts would have the same name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for data in results:
+        for name, figure in _figures(data):
+            path = folder / file_name(data["environment"], name)
+            if path in paths:
+                raise StoreError(f"two of the files have a chart {path.name}: draw them into folders of their own")
+            save(figure, path)
+            paths.append(path)
+    return paths
+
+
+def file_name(environment: dict, name: str) -> str:
+    """Of a chart."""
+    return f"{_slug(environment['device'])}-{_slug(name)}.png"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG file whose bytes depend on the chart alone."""
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def roof(environment: dict, dtype: str, rows: Sequence[dict], *, inplace: bool = False) -> Figure:
+    """Percent of the speed of the best copy against n, a line for each number of elements; cold and warm apart."""
+    panels = sorted(groups(rows, "caches"))
+    figure = Figure(figsize=(5.2 * len(panels) + 0.6, 4.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (caches, some) in zip(axes, panels, strict=True):
+        _roof_panel(panel, caches, some)
+    axes[0].set_ylabel("percent of the speed of the best copy")
+    _entitle(figure, environment, f"{dtype}{', in place' if inplace else ''}: the transform beside a copy of its bytes")
+    return figure
+
+
+def _figures(data: dict) -> Iterator[tuple[str, Figure]]:
+    environment = data["environment"]
+    for dtype, inplace, rows in groups(data["device"], "dtype", "inplace"):
+        yield f"roof-{dtype}{'-inplace' if inplace else ''}", roof(environment, dtype, rows, inplace=inplace)
+    for peer, dtype, rows in groups(with_speedup(data["peers"], data["device"]), "peer", "dtype"):
+        cells = {
+            (f"{_power(size)} {caches}", n): value
+            for ((size, caches), n), value in by_size(rows, lambda row: row["speedup"]).items()
+        }
+        order = [f"{_power(size)} {caches}" for size, caches in sizes(rows)]
+        yield f"speedup-{peer}-{dtype}", _speedups(environment, f"{dtype}: speed-up over {peer}", order, cells)
+    for dtype, rows in groups(data["alternatives"], "dtype"):
+        cells = {
+            (f"{name}, {_power(row['elements'])} {row['caches']}", row["n"]): time / row["microseconds"]["hadamard"]
+            for row in rows
+            for name, time in row["microseconds"].items()
+            if name not in {"hadamard", "elementwise"}
+        }
+        order = list(dict.fromkeys(label for label, _ in cells))
+        title = f"{dtype}: speed-up over XLA's alternatives"
+        yield f"alternatives-{dtype}", _speedups(environment, title, order, cells)
+
+
+def _roof_panel(panel: Axes, caches: str, rows: Sequence[dict]) -> None:
+    drawn = _thinned(sizes(rows))
+    colours = colormaps["viridis"](np.linspace(0, 0.88, len(drawn)))
+    cells = by_size(rows, lambda row: 100 * row["ratio"])
+    for size, colour, marker in zip(drawn, colours, _MARKERS, strict=False):
+        ns = [n for n in lengths(rows) if (size, n) in cells]
+        panel.plot(ns, [cells[size, n] for n in ns], color=colour, marker=marker, ms=5, lw=1.5, label=_power(size[0]))
+    panel.axhline(100, color="black", lw=0.8, ls=":")
+    panel.set_ylim(0, max(105, 1.02 * max(cells.values())))
+    panel.set_xscale("log", base=2)
+    ticks = lengths(rows)
+    panel.set_xticks(ticks, [_power(n) for n in ticks])
+    panel.minorticks_off()
+    panel.set_xlabel("n, the length of a transform")
+    panel.set_title(_CACHES[caches], size=10)
+    panel.grid(alpha=0.25)
+    panel.legend(title="elements", loc="lower left", fontsize=9)
+
+
+def _speedups(environment: dict, title: str, labels: Sequence[str], cells: dict[tuple[str, int], float]) -> Figure:
+    """A grid of colours with their numbers: times as fast, on a scale that is even in ratios around 1."""
+    ns = sorted({n for _, n in cells})
+    values = np.array([[cells.get((label, n), np.nan) for n in ns] for label in labels])
+    limit = max(1.5, float(np.nanmax(np.maximum(values, 1 / values))))
+    norm = LogNorm(1 / limit, limit)
+    figure = Figure(figsize=(0.75 * len(ns) + 3, 0.36 * len(labels) + 1.8), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, cmap="PuOr", norm=norm, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            light = 0.25 < norm(value) < 0.75
+            text = f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
+            axes.text(j, i, text, ha="center", va="center", size=9, color="black" if light else "white")
+    axes.set_xticks(range(len(ns)), [_power(n) for n in ns])
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("n, the length of a transform (purple: this library is faster, orange: slower)")
+    _entitle(figure, environment, title)
+    return figure
+
+
+def _entitle(figure: Figure, environment: dict, title: str) -> None:
+    figure.suptitle(f"{environment['device']}, {title}", size=12)
+    figure.supxlabel(f"{environment['command']}: {versions(environment)}", size=7, color="dimgray")
+
+
+def versions(environment: dict) -> str:
+    """What the numbers of a chart or a table depend on, beside the device and the command."""
+    keys = ("jax_hadacore", "commit", "jax", "driver")
+    return ", ".join(f"{key} {environment[key]}" for key in keys if key in environment)
+
+
+def _thinned(sizes: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """At most _MOST_LINES, evenly, the first and the last among them."""
+    if len(sizes) <= _MOST_LINES:
+        return list(sizes)
+    return [sizes[round(i * (len(sizes) - 1) / (_MOST_LINES - 1))] for i in range(_MOST_LINES)]
+
+
+def _power(value: int) -> str:
+    """In matplotlib's notation."""
+    return f"$2^{{{value.bit_length() - 1}}}$"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,135 @@
+"""What was measured, as tables for the terminal."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .grid import ATTENTION
+from .rows import by_size, copy_time, groups, lengths, power, sizes, with_speedup
+
+
+def show(console: Console, data: dict) -> None:
+    """Prints every table that has rows, and what they were measured with."""
+    for part in _parts(data):
+        if isinstance(part, Table):
+            console.print(part)
+        else:
+            console.print(part, markup=False, highlight=False)
+    console.print(
+        "; ".join(f"{key} {value}" for key, value in data["environment"].items()), markup=False, highlight=False
+    )
+
+
+def _parts(data: dict) -> Iterator[str | Table]:
+    device = data.get("device", [])
+    yield from _device(device)
+    yield from _attention(device)
+    yield from _peers(with_speedup(data.get("peers", []), device))
+    yield from _alternatives(data.get("alternatives", []))
+    yield from _program(data.get("program", []))
+    if thunks := data.get("thunks"):
+        yield "\n  ".join(["Thunks of three transforms with elementwise operations between them:", *thunks]) + "\n"
+    if copies := data.get("copies"):
+        yield f"Copies in the HLO of a loop: {', '.join(f'{name} {count}' for name, count in copies.items())}\n"
+    yield from _errors(data.get("errors", []))
+
+
+def _device(rows: Sequence[dict]) -> Iterator[str | Table]:
+    for dtype, inplace, some in groups(rows, "dtype", "inplace"):
+        yield f"{dtype}{', in place' if inplace else ''}: percent of the speed of the best copy; microseconds"
+        yield _grid(some, lambda row: f"{100 * row['ratio']:.0f} %\n[dim]{_micros(row['microseconds']['transform'])}")
+        yield _largest_error(some)
+
+
+def _attention(rows: Sequence[dict]) -> Iterator[str | Table]:
+    if found := [row for row in rows if (row["n"], row["elements"]) in ATTENTION]:
+        yield "Attention with heads of 128: microseconds"
+        table = _table("", "dtype", "elements", "", "transform", "best copy")
+        for row in found:
+            transform = _micros(row["microseconds"]["transform"])
+            name = ATTENTION[row["n"], row["elements"]] + (", in place" if row["inplace"] else "")
+            table.add_row(name, row["dtype"], f"{row['elements']:,}", row["caches"], transform, _micros(copy_time(row)))
+        yield table
+
+
+def _peers(rows: Sequence[dict]) -> Iterator[str | Table]:
+    for peer, dtype, some in groups(rows, "peer", "dtype"):
+        yield f"{peer}, {dtype}: how many times as fast this library is; microseconds of {peer}"
+        yield _grid(some, lambda row: f"{row['speedup']:.2f}x\n[dim]{_micros(row['microseconds']['transform'])}")
+        yield _largest_error(some)
+
+
+def _alternatives(rows: Sequence[dict]) -> Iterator[str | Table]:
+    if rows:
+        yield "A jitted call: microseconds, and times the transform's"
+        names = list(dict.fromkeys(name for row in rows for name in row["microseconds"]))
+        table = _table("dtype", "n", "elements", "", *names)
+        for row in rows:
+            times = row["microseconds"]
+            cells = [
+                f"{_micros(times[name])} [dim]{times[name] / times['hadamard']:5.1f}x" if name in times else ""
+                for name in names
+            ]
+            table.add_row(*_case(row), *cells)
+        yield table
+
+
+def _program(rows: Sequence[dict]) -> Iterator[str | Table]:
+    if rows:
+        yield "In a program: microseconds, hadamard / elementwise"
+        table = _table(
+            "dtype", "n", "elements", "", "iteration on the device", "dispatch of a call", "call and wait for it"
+        )
+        for row in rows:
+            times = row["microseconds"]
+            cells = [
+                f"{_micros(times['hadamard'][place])} / {_micros(times['elementwise'][place])}"
+                for place in ("device", "dispatch", "call")
+            ]
+            table.add_row(*_case(row), *cells)
+        yield table
+
+
+def _errors(rows: Sequence[dict]) -> Iterator[str | Table]:
+    if rows:
+        yield "Error in roundings, and what is allowed"
+        dtypes = [dtype for dtype, _ in groups(rows, "dtype")]
+        table = _table("n", *dtypes)
+        for n in lengths(rows):
+            found = {row["dtype"]: row for row in rows if row["n"] == n}
+            table.add_row(str(n), *(_error(found[dtype]) if dtype in found else "" for dtype in dtypes))
+        yield table
+
+
+def _error(row: dict) -> str:
+    return f"{row['error']:.3f} {'<=' if row['error'] <= row['bound'] else '[bold]EXCEEDS[/]'} {row['bound']:.2f}"
+
+
+def _largest_error(rows: Sequence[dict]) -> str:
+    return f"Largest error: {max(row['error'] for row in rows):.3f} roundings\n"
+
+
+def _grid(rows: Sequence[dict], cell: Callable[[dict], str]) -> Table:
+    table = _table("elements", "n =", *map(power, lengths(rows)))
+    cells = by_size(rows, cell)
+    for size in sizes(rows):
+        elements, caches = size
+        table.add_row(power(elements), caches, *(cells.get((size, n), "") for n in lengths(rows)))
+    return table
+
+
+def _case(row: dict) -> tuple[str, str, str, str]:
+    return row["dtype"], str(row["n"]), power(row["elements"]), row["caches"]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _micros(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

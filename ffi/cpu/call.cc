@@ -11,7 +11,7 @@ namespace jax_hadacore::cpu {
 namespace {
 
 // Below this many bytes of accumulators a second thread costs more than it saves.
-constexpr int64_t kBytesPerThread = 64 * 1024;
+constexpr int64_t kBytesPerThread = 128 * 1024;
 // Units for each thread, so that all end at about the same time on cores of unequal speed.
 constexpr int64_t kUnitsPerThread = 4;
 // Shorter rows are not cut: eight or 64 parts of one, and an eighth of its columns, fill vectors of every kind.

@@ -71,6 +71,7 @@ template <typename A>
 struct Native {
   using Storage = A;
   using Accumulator = A;
+  static constexpr bool kPairs = false;
   static Lanes<A> Load(const A* from) {
     Lanes<A> v;
     std::memcpy(&v, from, sizeof v);
@@ -89,37 +90,39 @@ inline Halves LoadHalves(const uint16_t* from) {
   return v;
 }
 
-// Between 16 and 32 bits, for words below 2^16. Compilers make several shuffles of the general form with AVX2.
-#if defined(__AVX2__) && !defined(__AVX512F__)
-inline Words Widen(const Halves& h) { return BitCast<Words>(_mm256_cvtepu16_epi32(BitCast<__m128i>(h))); }
-inline Halves Narrow(const Words& w) {
-  const __m256i v = BitCast<__m256i>(w);
-  return BitCast<Halves>(_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
-}
-#else
-inline Words Widen(const Halves& h) { return __builtin_convertvector(h, Words); }
-inline Halves Narrow(const Words& w) { return __builtin_convertvector(w, Halves); }
-#endif
-
 // Lane by lane: `yes` where the comparison `mask` holds (all ones), else `no`.
 inline Words Select(const Words& mask, const Words& yes, const Words& no) { return (mask & yes) | (~mask & no); }
 
+// Two vectors at a time, the even and the odd ones of consecutive elements: each is half of a 32-bit word, and stays
+// where it is. The butterflies of stride 1 are then among vectors.
 struct BFloat16 {
   using Storage = uint16_t;
   using Accumulator = float;
-  static Lanes<float> Load(const uint16_t* from) { return BitCast<Lanes<float>>(Widen(LoadHalves(from)) << 16); }
-  // What is stored is a product, so a NaN is a quiet one, which stays a NaN when it is cut off.
-  static void Store(uint16_t* to, const Lanes<float>& v) {
+  static constexpr bool kPairs = true;
+  static void LoadPair(const uint16_t* from, Lanes<float>& even, Lanes<float>& odd) {
+    Words w;
+    std::memcpy(&w, from, sizeof w);
+    even = BitCast<Lanes<float>>(w << 16);
+    odd = BitCast<Lanes<float>>(w & 0xffff0000);
+  }
+  static void StorePair(uint16_t* to, const Lanes<float>& even, const Lanes<float>& odd) {
+    const Words w = Rounded(even) >> 16 | (Rounded(odd) & 0xffff0000);
+    std::memcpy(to, &w, sizeof w);
+  }
+
+ private:
+  // To nearest, ties to even, in the upper halves. A NaN is an operand's or the processor's own: its lower half is
+  // zero, so it stays as it is.
+  static Words Rounded(const Lanes<float>& v) {
     const Words u = BitCast<Words>(v);
-    const Words increment = ((u >> 16) & 1) + 0x7fff;  // to nearest, ties to even
-    const Halves h = Narrow((u + (increment & BitCast<Words>(v == v))) >> 16);
-    std::memcpy(to, &h, sizeof h);
+    return u + (u >> 16 & 1) + 0x7fff;
   }
 };
 
 struct Float16 {
   using Storage = uint16_t;
   using Accumulator = float;
+  static constexpr bool kPairs = false;
 #if defined(__AVX512F__)
   static Lanes<float> Load(const uint16_t* from) {
     return BitCast<Lanes<float>>(_mm512_cvtph_ps(BitCast<__m256i>(LoadHalves(from))));
@@ -133,7 +136,8 @@ struct Float16 {
     return BitCast<Lanes<float>>(_mm256_cvtph_ps(BitCast<__m128i>(LoadHalves(from))));
   }
   static void Store(uint16_t* to, const Lanes<float>& v) {
-    const __m128i h = _mm256_cvtps_ph(BitCast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m128i h = _mm256_cvtps_ph(BitCast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    asm("" : "+x"(h));  // a conversion straight to memory takes twice as long on AMD's processors
     std::memcpy(to, &h, sizeof h);
   }
 #elif defined(__aarch64__)
@@ -147,7 +151,7 @@ struct Float16 {
 #else
   // Without conversion instructions: float16's bits are float32's, shifted, with an exponent 112 too small.
   static Lanes<float> Load(const uint16_t* from) {
-    const Words h = Widen(LoadHalves(from));
+    const Words h = __builtin_convertvector(LoadHalves(from), Words);
     const Lanes<float> magnitude = BitCast<Lanes<float>>((h & 0x7fff) << 13) * 0x1p112f;
     const Words special = BitCast<Words>((h & 0x7c00) == 0x7c00) & 0x7f800000;  // infinity and NaN
     return BitCast<Lanes<float>>(BitCast<Words>(magnitude) | special | (h & 0x8000) << 16);
@@ -160,7 +164,7 @@ struct Float16 {
     Words result = Select(BitCast<Words>(magnitude < 0x38800000), small, normal);
     result = Select(BitCast<Words>(magnitude >= 0x477ff000), Words{} + 0x7c00, result);  // from 65520: infinity
     result = Select(BitCast<Words>(magnitude > 0x7f800000), Words{} + 0x7e00, result);
-    const Halves h = Narrow(result | (u >> 16 & 0x8000));
+    const Halves h = __builtin_convertvector(result | (u >> 16 & 0x8000), Halves);
     std::memcpy(to, &h, sizeof h);
   }
 #endif
@@ -215,11 +219,11 @@ void LaneButterflies(Lanes<A> (&v)[kCount]) {
   }
 }
 
-// The strides 1 to kSpan / 2, counted in vectors, among kCount vectors.
-template <int kSpan, int kCount, typename V>
+// The strides kFrom, 2 kFrom, ... below kTo, counted in vectors, among kCount vectors.
+template <int kFrom, int kTo, int kCount, typename V>
 void VectorButterflies(V (&v)[kCount]) {
 #pragma GCC unroll 3
-  for (int h = 1; h < kSpan; h *= 2)
+  for (int h = kFrom; h < kTo; h *= 2)
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i)
       if (!(i & h)) {
@@ -233,10 +237,11 @@ void VectorButterflies(V (&v)[kCount]) {
 template <typename T>
 constexpr bool kInPlace = std::is_same_v<typename T::Storage, typename T::Accumulator>;
 
-// Stores `count` vectors a stride apart: as they are into a buffer of accumulators, or scaled into the result.
+// Where vectors go: as they are into a buffer of accumulators, or scaled into the result.
 template <typename T>
 struct Unscaled {
   using Accumulator = typename T::Accumulator;
+  static constexpr bool kPairs = false;
   Accumulator* to;
   void Store(int64_t at, const Lanes<Accumulator>& v) const { Native<Accumulator>::Store(to + at, v); }
   Unscaled operator+(int64_t offset) const { return {to + offset}; }
@@ -244,24 +249,45 @@ struct Unscaled {
 template <typename T>
 struct Scaled {
   using Accumulator = typename T::Accumulator;
+  static constexpr bool kPairs = T::kPairs;
   typename T::Storage* to;
   Accumulator scale;
   void Store(int64_t at, const Lanes<Accumulator>& v) const { T::Store(to + at, v * scale); }
+  void StorePair(int64_t at, const Lanes<Accumulator>& even, const Lanes<Accumulator>& odd) const {
+    T::StorePair(to + at, even * scale, odd * scale);
+  }
   Scaled operator+(int64_t offset) const { return {to + offset, scale}; }
 };
+
+constexpr int Clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
 
 // The lowest kBits strides of kGroup consecutive elements: 2^(log2(kGroup) - kBits) short rows, or a part of one row.
 template <typename T, int kBits, typename Sink>
 __attribute__((always_inline)) inline void Group(const typename T::Storage* x, Sink sink) {
   using A = typename T::Accumulator;
-  constexpr int kLaneBits = Log2(kLanes<A>);
+  // Of the strides, those below the lanes are among vectors where elements come in pairs, the rest above the lanes.
+  constexpr int kBelow = Clamp(kBits, 0, T::kPairs), kInside = Clamp(kBits - kBelow, 0, Log2(kLanes<A>));
+  constexpr int kAbove = kBits - kBelow - kInside, kStep = 1 << T::kPairs;
   Lanes<A> v[kRegisters];
 #pragma GCC unroll 8
-  for (int i = 0; i < kRegisters; ++i) v[i] = T::Load(x + i * kLanes<A>);
-  LaneButterflies<A, kBits>(v);
-  VectorButterflies<1 << (kBits > kLaneBits ? kBits - kLaneBits : 0)>(v);
+  for (int i = 0; i < kRegisters; i += kStep) {
+    if constexpr (T::kPairs) {
+      T::LoadPair(x + i * kLanes<A>, v[i], v[i + 1]);
+    } else {
+      v[i] = T::Load(x + i * kLanes<A>);
+    }
+  }
+  VectorButterflies<1, 1 << kBelow>(v);
+  LaneButterflies<A, kInside>(v);
+  VectorButterflies<kStep, kStep << kAbove>(v);
 #pragma GCC unroll 8
-  for (int i = 0; i < kRegisters; ++i) sink.Store(i * kLanes<A>, v[i]);
+  for (int i = 0; i < kRegisters; ++i) {
+    if constexpr (!Sink::kPairs) {
+      sink.Store(i * kLanes<A>, v[i]);
+    } else if (i % 2 == 0) {
+      sink.StorePair(i * kLanes<A>, v[i], v[i + 1]);
+    }
+  }
 }
 
 // Brings the memory of a group of results close. The last pass stores into several places in turn, which the processor
@@ -272,16 +298,29 @@ void PrefetchGroup(const typename T::Storage* result) {
   for (int64_t i = 0; i < kGroup<typename T::Accumulator>; i += kCacheLine) __builtin_prefetch(result + i, 1);
 }
 
+// The strides h, 2 h, ... of one vector in each of kRadix places.
+template <int kRadix, typename A>
+__attribute__((always_inline)) inline void Join(const A* from, int64_t h, Lanes<A> (&v)[kRadix]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kRadix; ++i) v[i] = Native<A>::Load(from + i * h);
+  VectorButterflies<1, kRadix>(v);
+}
+
 // The strides h, 2 h, ... of kRadix parts of h accumulators each, in the parts' first `columns` columns.
 template <int kRadix, typename A, typename Sink>
 void Pass(const A* buffer, int64_t h, int64_t columns, Sink sink) {
-  for (int64_t j = 0; j < columns; j += kLanes<A>) {
+  for (int64_t j = 0; j < columns; j += kLanes<A> << Sink::kPairs) {
     Lanes<A> v[kRadix];
+    Join(buffer + j, h, v);
+    if constexpr (Sink::kPairs) {
+      Lanes<A> odd[kRadix];
+      Join(buffer + j + kLanes<A>, h, odd);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRadix; ++i) v[i] = Native<A>::Load(buffer + i * h + j);
-    VectorButterflies<kRadix>(v);
+      for (int i = 0; i < kRadix; ++i) sink.StorePair(i * h + j, v[i], odd[i]);
+    } else {
 #pragma GCC unroll 8
-    for (int i = 0; i < kRadix; ++i) sink.Store(i * h + j, v[i]);
+      for (int i = 0; i < kRadix; ++i) sink.Store(i * h + j, v[i]);
+    }
   }
 }
 

@@ -1,13 +1,17 @@
-"""Times the transform on the CPU against what XLA offers instead: a dense product, two factors, a butterfly, a copy.
+"""Times the transform on the CPU: against memcpy, on more threads, and against what XLA offers instead.
 
     python benchmarks/cpu.py [--out FILE.json]
 
-Every number is the median time of a jitted call on warm data, in milliseconds.
+Three tables. `memcpy`: the kernel on one thread beside memcpy of the same bytes, in turn; the share is the best time of
+memcpy / the best of the transform, because other tenants of a machine only ever add time. `threads`: the best time on
+one thread / on several. `programs`: medians of jitted calls, in turn, of the transform and of XLA's alternatives.
 """
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +19,84 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from environment import environment
 
-from jax_hadacore import hadamard
+from jax_hadacore import _ffi, hadamard
 from jax_hadacore._measure import sign_matrix
+from jax_hadacore.bench.environment import environment
 
-ELEMENTS = 1 << 22
+DTYPES = tuple(np.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64))
+OUT_OF_CACHE, IN_L2 = 1 << 24, 1 << 15  # elements of an array
+SWEEPS = 8  # over all sizes
+LONGEST_DENSE = 4096  # the sign matrix of longer rows alone takes seconds
+CALLS = 50  # in a program of many
+
+
+def measure(x: np.ndarray, y: np.ndarray, **options) -> dict[str, list[float]]:
+    """Milliseconds of the transform of x into y and of memcpy."""
+    native = _ffi.CPU.module
+    rows, n = x.shape
+    problem = native.Problem(getattr(native.Dtype, x.dtype.name), n, rows, n**-0.5)
+    return native.measure(problem, x.ctypes.data, y.ctypes.data, **options)
+
+
+def memcpy_shares() -> list[dict]:
+    """One thread, n from 1 to 65536: an array beyond the caches, one in L2, and few rows."""
+    results = []
+    for dtype in DTYPES:
+        memory = np.random.default_rng(0).standard_normal(OUT_OF_CACHE).astype(dtype), np.zeros(OUT_OF_CACHE, dtype)
+        lengths = [1 << bits for bits in range(17)]
+        shapes = [(rows, n) for n in lengths for rows in sorted({1, 3, 64, IN_L2 // n, OUT_OF_CACHE // n} - {0})]
+        best = {}
+        for _ in range(SWEEPS):  # another tenant stays for seconds
+            for rows, n in shapes:
+                x, y = (part[: rows * n].reshape(rows, n) for part in memory)
+                for way, result in (("out of place", y), ("in place", x)):
+                    for name, values in measure(x, result, repetitions=6).items():
+                        key = rows, n, way, name
+                        best[key] = min(best.get(key, values[0]), *values)
+        for rows, n in shapes:
+            entry = {"dtype": dtype.name, "n": n, "rows": rows}
+            for way in ("out of place", "in place"):
+                transform, memcpy = (best[rows, n, way, name] for name in ("transform", "memcpy"))
+                entry[way] = {"transform": transform, "memcpy": memcpy, "share": memcpy / transform}
+            results.append(entry)
+        show(f"{dtype.name}, share of memcpy", [e for e in results if e["dtype"] == dtype.name], shares_of)
+    return results
+
+
+def shares_of(entry: dict) -> dict[str, float] | None:
+    """Of the two arrays of a fixed size."""
+    elements = entry["n"] * entry["rows"]
+    if elements not in (OUT_OF_CACHE, IN_L2):
+        return None
+    return {"elements": elements, **{way: entry[way]["share"] for way in ("out of place", "in place")}}
+
+
+def thread_scaling() -> list[dict]:
+    """The best of many calls on one thread / on every number of threads up to the cores."""
+    results = []
+    for dtype in DTYPES:
+        memory = np.random.default_rng(0).standard_normal(OUT_OF_CACHE).astype(dtype), np.zeros(OUT_OF_CACHE, dtype)
+        for rows, n in ((1 << 12, 256), (1 << 16, 256), (1 << 8, 4096), (1, 1 << 16), (1, 1 << 20), (1, 1 << 24)):
+            x, y = (part[: rows * n].reshape(rows, n) for part in memory)
+            for threads in range(2, min(os.cpu_count() or 1, 16) + 1):
+                best = {}
+                for _ in range(10):  # in turn
+                    for count in (1, threads):
+                        for name, values in measure(x, y, threads=count, repetitions=3).items():
+                            best[name, count] = min(best.get((name, count), values[0]), *values)
+                speedup, of_memcpy = (best[name, 1] / best[name, threads] for name in ("transform", "memcpy"))
+                entry = {"dtype": dtype.name, "n": n, "rows": rows, "threads": threads}
+                entry |= {"milliseconds": best["transform", threads], "speedup": speedup, "of memcpy": of_memcpy}
+                results.append(entry)
+    show("speedup on threads", results, lambda e: {k: e[k] for k in ("rows", "threads", "speedup", "of memcpy")})
+    return results
 
 
 def alternatives(n: int, dtype: np.dtype) -> dict[str, Callable]:
-    """Jitted functions of (rows, n) arrays that compute the transform, and a copy for scale."""
+    """Functions of (rows, n) arrays that compute the transform, and a copy for scale."""
     low = 1 << n.bit_length() // 2
-    whole, outer, inner = (jnp.asarray(sign_matrix(k) * k**-0.5, dtype) for k in (n, n // low, low))
+    outer, inner = (jnp.asarray(sign_matrix(k) * k**-0.5, dtype) for k in (n // low, low))
 
     def butterfly(x):
         y, h = x.astype(jnp.float32), 1
@@ -40,44 +110,84 @@ def alternatives(n: int, dtype: np.dtype) -> dict[str, Callable]:
         y = jnp.einsum("rab,ac,bd->rcd", x.reshape(-1, n // low, low), outer, inner)
         return y.reshape(x.shape)
 
-    return {
-        "hadamard": hadamard,
-        "copy": jnp.negative,
-        "dense": lambda x: x @ whole,
-        "two factors": two_factors,
-        "butterfly": butterfly,
-    }
+    functions = {"hadamard": hadamard, "copy": jnp.negative, "two factors": two_factors, "butterfly": butterfly}
+    if n <= LONGEST_DENSE:
+        whole = jnp.asarray(sign_matrix(n) * n**-0.5, dtype)
+        functions["dense"] = lambda x: x @ whole
+    return functions
 
 
-def median_time(function: Callable, x: jax.Array) -> float:
-    """Milliseconds."""
-    function = jax.jit(function)
-    function(x).block_until_ready()
-    times = []
-    while len(times) < 7 or (len(times) < 50 and sum(times) < 500):
-        start = time.perf_counter()
+def repeated(function: Callable) -> Callable:
+    """The function CALLS times, one after the other."""
+
+    def program(x):
+        for _ in range(CALLS):
+            x = function(x)
+        return x
+
+    return program
+
+
+def median_times(functions: dict[str, Callable], x: jax.Array) -> dict[str, float]:
+    """Milliseconds, of jitted calls in turn, in random order: threads of the call before may still be awake. A slow
+    function has fewer turns.
+    """
+    order = np.random.default_rng(0)
+    functions = {name: jax.jit(function) for name, function in functions.items()}
+    times = {name: [] for name in functions}
+    for function in functions.values():
         function(x).block_until_ready()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+    for turn in range(300):
+        for name in order.permutation(list(functions)):
+            function = functions[name]
+            if turn < 3 or sum(times[name]) < 100:
+                start = time.perf_counter()
+                function(x).block_until_ready()
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def programs() -> list[dict]:
+    """The grid: n from 16 to 32768; 1, 8 and 128 rows, and as many as make 2^22 elements; one row, many times over."""
+    results = []
+    for dtype in DTYPES[:3]:
+        for n in (1 << bits for bits in range(4, 16)):
+            functions = alternatives(n, dtype)
+            for rows in (1, 8, 128, (1 << 22) // n):
+                x = jax.random.normal(jax.random.key(n), (rows, n), dtype)
+                entry = {"dtype": dtype.name, "n": n, "rows": rows}
+                results.append({**entry, "calls": 1, "milliseconds": median_times(functions, x)})
+                if rows == 1 and n <= 256:
+                    many = {name: repeated(function) for name, function in functions.items()}
+                    results.append({**entry, "calls": CALLS, "milliseconds": median_times(many, x)})
+        show(
+            f"{dtype.name}, milliseconds of jitted calls",
+            [e for e in results if e["dtype"] == dtype.name],
+            lambda e: {"rows": e["rows"], "calls": e["calls"], **e["milliseconds"]},
+        )
+    return results
+
+
+def show(title: str, results: list[dict], columns: Callable[[dict], dict | None]) -> None:
+    """Prints the columns of each result that has any."""
+    rows = [{"n": entry["n"], **cells} for entry in results if (cells := columns(entry))]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print(f"\n{title}\n" + "".join(f"{name:>14}" for name in names))
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        print("".join(f"{cell:14.3f}" if isinstance(cell, float) else f"{cell:>14}" for cell in cells), flush=True)
 
 
 def main() -> None:
-    """Prints a table for each dtype and stores what was measured."""
+    """Prints the tables and stores what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    results = []
-    for dtype in map(np.dtype, (jnp.float32, jnp.bfloat16)):
-        print(f"\n{dtype.name}, {ELEMENTS:,} elements, milliseconds")
-        for n in (1 << bits for bits in range(6, 14)):
-            x = jax.random.normal(jax.random.key(n), (ELEMENTS // n, n), dtype)
-            times = {name: median_time(f, x) for name, f in alternatives(n, dtype).items()}
-            results.append({"dtype": dtype.name, "n": n, "elements": ELEMENTS, **times})
-            if n == 64:
-                print(f"{'n':>6}" + "".join(f"{name:>13}" for name in times))
-            print(f"{n:6}" + "".join(f"{value:13.2f}" for value in times.values()), flush=True)
+    results = {"memcpy": memcpy_shares(), "threads": thread_scaling(), "programs": programs()}
     if arguments.out:
-        arguments.out.write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"environment": environment(" ".join(["python", *sys.argv])), **results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

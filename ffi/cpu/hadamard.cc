@@ -25,7 +25,8 @@ const Isa* const* AvailableIsas() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
       list.isa[count++] = &kAvx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) list.isa[count++] = &kAvx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      list.isa[count++] = &kAvx2;
     list.isa[count] = &kBaseline;
     return list;
   }();
@@ -76,14 +77,19 @@ bool SelectIsa(const char* name) {
   return false;
 }
 
-size_t ScratchBytes(const Problem& problem) {
-  const bool wide = problem.dtype == Dtype::kF32 || problem.dtype == Dtype::kF64;
-  return wide ? 0 : static_cast<size_t>(problem.n) * sizeof(float);
+void TransformRows(const Problem& problem, Range rows, const void* x, void* y, void* buffer) {
+  const KeepSubnormals guard;
+  CurrentIsa().transform_rows(problem, rows, x, y, buffer);
 }
 
-void Transform(const Problem& problem, const void* x, void* y, void* scratch) {
+void TransformParts(const Problem& problem, int64_t length, Range parts, const void* x, void* buffer) {
   const KeepSubnormals guard;
-  CurrentIsa().transform(problem, x, y, scratch);
+  CurrentIsa().transform_parts(problem, length, parts, x, buffer);
+}
+
+void JoinColumns(const Problem& problem, int64_t h, Range columns, void* buffer, void* y) {
+  const KeepSubnormals guard;
+  CurrentIsa().join_columns(problem, h, columns, buffer, y);
 }
 
 }  // namespace jax_hadacore::cpu

@@ -8,13 +8,20 @@
 
 namespace jax_hadacore::cpu {
 
-// Transforms rows [0, problem.rows) of x into y. `scratch` holds ScratchBytes(problem) bytes.
-using TransformFn = void(const Problem& problem, const void* x, void* y, void* scratch);
+// Which rows, parts or columns: [first, last).
+struct Range {
+  int64_t first, last;
+};
 
-// One instruction set: its name, and the transform compiled for it.
+// How many parts of a row JoinColumns joins.
+constexpr int64_t kJoined = 8;
+
+// One instruction set: its name, and the functions below compiled for it.
 struct Isa {
   const char* name;
-  TransformFn* transform;
+  void (*transform_rows)(const Problem& problem, Range rows, const void* x, void* y, void* buffer);
+  void (*transform_parts)(const Problem& problem, int64_t length, Range parts, const void* x, void* buffer);
+  void (*join_columns)(const Problem& problem, int64_t h, Range columns, void* buffer, void* y);
 };
 
 // The widest instruction set that this processor has, or the one selected by name.
@@ -23,10 +30,22 @@ const Isa& CurrentIsa();
 // Selects an instruction set, for tests; false when this build or this processor has none of that name.
 bool SelectIsa(const char* name);
 
-// The scratch that one thread needs: rows of 16-bit elements are transformed in float32.
-size_t ScratchBytes(const Problem& problem);
+// 16-bit elements are accumulated in float32.
+constexpr int64_t AccumulatorBytes(Dtype dtype) { return dtype == Dtype::kF64 ? 8 : 4; }
 
-// Transforms with the current instruction set and subnormals kept, whatever the calling thread's floating-point mode.
-void Transform(const Problem& problem, const void* x, void* y, void* scratch);
+// Whether the result's memory holds the accumulators.
+constexpr bool AccumulatesInPlace(Dtype dtype) { return dtype == Dtype::kF32 || dtype == Dtype::kF64; }
+
+// These use the current instruction set, and keep subnormals whatever the calling thread's floating-point mode.
+// `buffer` holds accumulators: y itself where AccumulatesInPlace.
+
+// Transforms rows; `buffer` holds one row.
+void TransformRows(const Problem& problem, Range rows, const void* x, void* y, void* buffer);
+
+// The strides below `length` of parts of that length, counted over all rows, into `buffer`, which holds all rows.
+void TransformParts(const Problem& problem, int64_t length, Range parts, const void* x, void* buffer);
+
+// The strides h, 2 h and 4 h, in `buffer`, or into y where they are the last. There are n / 8 columns in a row.
+void JoinColumns(const Problem& problem, int64_t h, Range columns, void* buffer, void* y);
 
 }  // namespace jax_hadacore::cpu

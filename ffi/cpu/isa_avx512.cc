@@ -4,6 +4,6 @@
 
 namespace jax_hadacore::cpu {
 
-const Isa kAvx512 = {"avx512", TransformRows};
+constexpr Isa kAvx512 = MakeIsa("avx512");
 
 }  // namespace jax_hadacore::cpu

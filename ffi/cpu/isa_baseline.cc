@@ -4,6 +4,6 @@
 
 namespace jax_hadacore::cpu {
 
-const Isa kBaseline = {"baseline", TransformRows};
+constexpr Isa kBaseline = MakeIsa("baseline");
 
 }  // namespace jax_hadacore::cpu

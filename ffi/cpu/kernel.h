@@ -71,6 +71,7 @@ template <typename A>
 struct Native {
   using Storage = A;
   using Accumulator = A;
+  static constexpr bool kPairs = false;
   static Lanes<A> Load(const A* from) {
     Lanes<A> v;
     std::memcpy(&v, from, sizeof v);
@@ -92,25 +93,36 @@ inline Halves LoadHalves(const uint16_t* from) {
 // Lane by lane: `yes` where the comparison `mask` holds (all ones), else `no`.
 inline Words Select(const Words& mask, const Words& yes, const Words& no) { return (mask & yes) | (~mask & no); }
 
+// Two vectors at a time, the even and the odd ones of consecutive elements: each is half of a 32-bit word, and stays
+// where it is. The butterflies of stride 1 are then among vectors.
 struct BFloat16 {
   using Storage = uint16_t;
   using Accumulator = float;
-  static Lanes<float> Load(const uint16_t* from) {
-    return BitCast<Lanes<float>>(__builtin_convertvector(LoadHalves(from), Words) << 16);
+  static constexpr bool kPairs = true;
+  static void LoadPair(const uint16_t* from, Lanes<float>& even, Lanes<float>& odd) {
+    Words w;
+    std::memcpy(&w, from, sizeof w);
+    even = BitCast<Lanes<float>>(w << 16);
+    odd = BitCast<Lanes<float>>(w & 0xffff0000);
   }
-  static void Store(uint16_t* to, const Lanes<float>& v) {
+  static void StorePair(uint16_t* to, const Lanes<float>& even, const Lanes<float>& odd) {
+    const Words w = Rounded(even) >> 16 | (Rounded(odd) & 0xffff0000);
+    std::memcpy(to, &w, sizeof w);
+  }
+
+ private:
+  // To nearest, ties to even, in the upper halves. A NaN is an operand's or the processor's own: its lower half is
+  // zero, so it stays as it is.
+  static Words Rounded(const Lanes<float>& v) {
     const Words u = BitCast<Words>(v);
-    const Words rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
-    const Words nan = (u >> 16) | 0x40;
-    const Halves h =
-        __builtin_convertvector(Select(BitCast<Words>((u & 0x7fffffff) > 0x7f800000), nan, rounded), Halves);
-    std::memcpy(to, &h, sizeof h);
+    return u + (u >> 16 & 1) + 0x7fff;
   }
 };
 
 struct Float16 {
   using Storage = uint16_t;
   using Accumulator = float;
+  static constexpr bool kPairs = false;
 #if defined(__AVX512F__)
   static Lanes<float> Load(const uint16_t* from) {
     return BitCast<Lanes<float>>(_mm512_cvtph_ps(BitCast<__m256i>(LoadHalves(from))));
@@ -124,7 +136,8 @@ struct Float16 {
     return BitCast<Lanes<float>>(_mm256_cvtph_ps(BitCast<__m128i>(LoadHalves(from))));
   }
   static void Store(uint16_t* to, const Lanes<float>& v) {
-    const __m128i h = _mm256_cvtps_ph(BitCast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m128i h = _mm256_cvtps_ph(BitCast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    asm("" : "+x"(h));  // a conversion straight to memory takes twice as long on AMD's processors
     std::memcpy(to, &h, sizeof h);
   }
 #elif defined(__aarch64__)
@@ -159,30 +172,58 @@ struct Float16 {
 
 // ---- Butterflies. ----
 
+// a + s * b for s of +-1: the product is exact, so a fused multiply-add rounds as an addition does.
+#if defined(__AVX512F__)
+inline Lanes<float> AddSigned(const Lanes<float>& a, const Lanes<float>& s, const Lanes<float>& b) {
+  return BitCast<Lanes<float>>(_mm512_fmadd_ps(BitCast<__m512>(s), BitCast<__m512>(b), BitCast<__m512>(a)));
+}
+inline Lanes<double> AddSigned(const Lanes<double>& a, const Lanes<double>& s, const Lanes<double>& b) {
+  return BitCast<Lanes<double>>(_mm512_fmadd_pd(BitCast<__m512d>(s), BitCast<__m512d>(b), BitCast<__m512d>(a)));
+}
+#elif defined(__FMA__)
+inline Lanes<float> AddSigned(const Lanes<float>& a, const Lanes<float>& s, const Lanes<float>& b) {
+  return BitCast<Lanes<float>>(_mm256_fmadd_ps(BitCast<__m256>(s), BitCast<__m256>(b), BitCast<__m256>(a)));
+}
+inline Lanes<double> AddSigned(const Lanes<double>& a, const Lanes<double>& s, const Lanes<double>& b) {
+  return BitCast<Lanes<double>>(_mm256_fmadd_pd(BitCast<__m256d>(s), BitCast<__m256d>(b), BitCast<__m256d>(a)));
+}
+#elif defined(__aarch64__)
+inline Lanes<float> AddSigned(const Lanes<float>& a, const Lanes<float>& s, const Lanes<float>& b) {
+  return BitCast<Lanes<float>>(vfmaq_f32(BitCast<float32x4_t>(a), BitCast<float32x4_t>(s), BitCast<float32x4_t>(b)));
+}
+inline Lanes<double> AddSigned(const Lanes<double>& a, const Lanes<double>& s, const Lanes<double>& b) {
+  return BitCast<Lanes<double>>(vfmaq_f64(BitCast<float64x2_t>(a), BitCast<float64x2_t>(s), BitCast<float64x2_t>(b)));
+}
+#else
+template <typename V>
+V AddSigned(const V& a, const V& s, const V& b) {
+  return a + s * b;
+}
+#endif
+
 // The butterflies of stride h inside one vector: lane i becomes v[i] + v[i + h], lane i + h becomes v[i] - v[i + h].
 template <typename A, int h, int... i>
 Lanes<A> LaneButterfly(const Lanes<A>& v, std::integer_sequence<int, i...>) {
-  constexpr Bits<A> kSign = Bits<A>{1} << (8 * sizeof(A) - 1);
-  constexpr Vector<Bits<A>, kLanes<A>> kNegate = {((i & h) ? kSign : 0)...};
-  const Lanes<A> partner = __builtin_shufflevector(v, v, (i ^ h)...);
-  return partner + BitCast<Lanes<A>>(BitCast<Vector<Bits<A>, kLanes<A>>>(v) ^ kNegate);
+  constexpr Lanes<A> kSigns = {((i & h) ? A{-1} : A{1})...};
+  return AddSigned(__builtin_shufflevector(v, v, (i ^ h)...), kSigns, v);
 }
 
-// The lowest kBits strides inside one vector.
-template <typename A, int kBits, int h = 1>
-Lanes<A> LaneButterflies(const Lanes<A>& v) {
-  if constexpr (kBits == 0 || h == kLanes<A>) {
-    return v;
-  } else {
-    return LaneButterflies<A, kBits - 1, 2 * h>(LaneButterfly<A, h>(v, std::make_integer_sequence<int, kLanes<A>>{}));
+// The lowest kBits strides inside each of kCount vectors, stride by stride: the vectors' chains of dependent operations
+// then overlap.
+template <typename A, int kBits, int h = 1, int kCount>
+void LaneButterflies(Lanes<A> (&v)[kCount]) {
+  if constexpr (kBits > 0 && h < kLanes<A>) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) v[i] = LaneButterfly<A, h>(v[i], std::make_integer_sequence<int, kLanes<A>>{});
+    LaneButterflies<A, kBits - 1, 2 * h>(v);
   }
 }
 
-// The strides 1 to kSpan / 2, counted in vectors, among kCount vectors.
-template <int kSpan, int kCount, typename V>
+// The strides kFrom, 2 kFrom, ... below kTo, counted in vectors, among kCount vectors.
+template <int kFrom, int kTo, int kCount, typename V>
 void VectorButterflies(V (&v)[kCount]) {
 #pragma GCC unroll 3
-  for (int h = 1; h < kSpan; h *= 2)
+  for (int h = kFrom; h < kTo; h *= 2)
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i)
       if (!(i & h)) {
@@ -192,10 +233,15 @@ void VectorButterflies(V (&v)[kCount]) {
       }
 }
 
-// Stores `count` vectors a stride apart: as they are into a buffer of accumulators, or scaled into the result.
+// Whether the result's memory holds the accumulators.
+template <typename T>
+constexpr bool kInPlace = std::is_same_v<typename T::Storage, typename T::Accumulator>;
+
+// Where vectors go: as they are into a buffer of accumulators, or scaled into the result.
 template <typename T>
 struct Unscaled {
   using Accumulator = typename T::Accumulator;
+  static constexpr bool kPairs = false;
   Accumulator* to;
   void Store(int64_t at, const Lanes<Accumulator>& v) const { Native<Accumulator>::Store(to + at, v); }
   Unscaled operator+(int64_t offset) const { return {to + offset}; }
@@ -203,60 +249,108 @@ struct Unscaled {
 template <typename T>
 struct Scaled {
   using Accumulator = typename T::Accumulator;
+  static constexpr bool kPairs = T::kPairs;
   typename T::Storage* to;
   Accumulator scale;
   void Store(int64_t at, const Lanes<Accumulator>& v) const { T::Store(to + at, v * scale); }
+  void StorePair(int64_t at, const Lanes<Accumulator>& even, const Lanes<Accumulator>& odd) const {
+    T::StorePair(to + at, even * scale, odd * scale);
+  }
   Scaled operator+(int64_t offset) const { return {to + offset, scale}; }
 };
 
+constexpr int Clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
+
 // The lowest kBits strides of kGroup consecutive elements: 2^(log2(kGroup) - kBits) short rows, or a part of one row.
 template <typename T, int kBits, typename Sink>
-void Group(const typename T::Storage* x, const Sink& sink) {
+__attribute__((always_inline)) inline void Group(const typename T::Storage* x, Sink sink) {
   using A = typename T::Accumulator;
-  constexpr int kLaneBits = Log2(kLanes<A>);
+  // Of the strides, those below the lanes are among vectors where elements come in pairs, the rest above the lanes.
+  constexpr int kBelow = Clamp(kBits, 0, T::kPairs), kInside = Clamp(kBits - kBelow, 0, Log2(kLanes<A>));
+  constexpr int kAbove = kBits - kBelow - kInside, kStep = 1 << T::kPairs;
   Lanes<A> v[kRegisters];
 #pragma GCC unroll 8
-  for (int i = 0; i < kRegisters; ++i) v[i] = LaneButterflies<A, kBits>(T::Load(x + i * kLanes<A>));
-  VectorButterflies<1 << (kBits > kLaneBits ? kBits - kLaneBits : 0)>(v);
+  for (int i = 0; i < kRegisters; i += kStep) {
+    if constexpr (T::kPairs) {
+      T::LoadPair(x + i * kLanes<A>, v[i], v[i + 1]);
+    } else {
+      v[i] = T::Load(x + i * kLanes<A>);
+    }
+  }
+  VectorButterflies<1, 1 << kBelow>(v);
+  LaneButterflies<A, kInside>(v);
+  VectorButterflies<kStep, kStep << kAbove>(v);
 #pragma GCC unroll 8
-  for (int i = 0; i < kRegisters; ++i) sink.Store(i * kLanes<A>, v[i]);
+  for (int i = 0; i < kRegisters; ++i) {
+    if constexpr (!Sink::kPairs) {
+      sink.Store(i * kLanes<A>, v[i]);
+    } else if (i % 2 == 0) {
+      sink.StorePair(i * kLanes<A>, v[i], v[i + 1]);
+    }
+  }
 }
 
-// The strides h, 2 h, ... of a block of kRadix * h accumulators.
+// Brings the memory of a group of results close. The last pass stores into several places in turn, which the processor
+// fetches late; while the groups are read, memory has time.
+template <typename T>
+void PrefetchGroup(const typename T::Storage* result) {
+  constexpr int64_t kCacheLine = 64 / sizeof(typename T::Storage);
+  for (int64_t i = 0; i < kGroup<typename T::Accumulator>; i += kCacheLine) __builtin_prefetch(result + i, 1);
+}
+
+// The strides h, 2 h, ... of one vector in each of kRadix places.
+template <int kRadix, typename A>
+__attribute__((always_inline)) inline void Join(const A* from, int64_t h, Lanes<A> (&v)[kRadix]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kRadix; ++i) v[i] = Native<A>::Load(from + i * h);
+  VectorButterflies<1, kRadix>(v);
+}
+
+// The strides h, 2 h, ... of kRadix parts of h accumulators each, in the parts' first `columns` columns.
 template <int kRadix, typename A, typename Sink>
-void Pass(const A* buffer, int64_t h, const Sink& sink) {
-  for (int64_t j = 0; j < h; j += kLanes<A>) {
+void Pass(const A* buffer, int64_t h, int64_t columns, Sink sink) {
+  for (int64_t j = 0; j < columns; j += kLanes<A> << Sink::kPairs) {
     Lanes<A> v[kRadix];
+    Join(buffer + j, h, v);
+    if constexpr (Sink::kPairs) {
+      Lanes<A> odd[kRadix];
+      Join(buffer + j + kLanes<A>, h, odd);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRadix; ++i) v[i] = Native<A>::Load(buffer + i * h + j);
-    VectorButterflies<kRadix>(v);
+      for (int i = 0; i < kRadix; ++i) sink.StorePair(i * h + j, v[i], odd[i]);
+    } else {
 #pragma GCC unroll 8
-    for (int i = 0; i < kRadix; ++i) sink.Store(i * h + j, v[i]);
+      for (int i = 0; i < kRadix; ++i) sink.Store(i * h + j, v[i]);
+    }
   }
 }
 
 // How many parts the last pass over kGroup * 2^bits elements joins.
 constexpr int LastRadix(int bits) { return bits == 4 ? 4 : bits >= 3 ? 8 : 1 << bits; }
 
-// A block of n >= kGroup elements, its intermediate results in `buffer` (n accumulators).
+// A block of n >= kGroup elements, its intermediate results in `buffer` (n accumulators). What `sink` stores goes to
+// `result` in the end.
 template <typename T, typename Sink>
-void Block(const typename T::Storage* x, typename T::Accumulator* buffer, int64_t n, const Sink& sink) {
+void Block(const typename T::Storage* x, typename T::Accumulator* buffer, const typename T::Storage* result, int64_t n,
+           Sink sink) {
   using A = typename T::Accumulator;
   const int bits = Log2(n / kGroup<A>);
-  if (bits == 0) return Group<T, Log2(kGroup<A>)>(x, sink);
+  if (bits == 0) {
+    if constexpr (!kInPlace<T>) PrefetchGroup<T>(result);
+    return Group<T, Log2(kGroup<A>)>(x, sink);
+  }
   const int radix = LastRadix(bits);
   const int64_t part = n / radix;
-  for (int64_t at = 0; at < n; at += part) Block<T>(x + at, buffer + at, part, Unscaled<T>{buffer + at});
+  for (int64_t at = 0; at < n; at += part) Block<T>(x + at, buffer + at, result + at, part, Unscaled<T>{buffer + at});
   switch (radix) {
-    case 2: return Pass<2>(buffer, part, sink);
-    case 4: return Pass<4>(buffer, part, sink);
-    default: return Pass<8>(buffer, part, sink);
+    case 2: return Pass<2>(buffer, part, part, sink);
+    case 4: return Pass<4>(buffer, part, part, sink);
+    default: return Pass<8>(buffer, part, part, sink);
   }
 }
 
 // `count` consecutive elements that are rows of 2^kBits <= kGroup elements.
 template <typename T, int kBits>
-void ShortRows(const typename T::Storage* x, int64_t count, const Scaled<T>& sink) {
+void ShortRows(const typename T::Storage* x, int64_t count, Scaled<T> sink) {
   using S = typename T::Storage;
   constexpr int64_t kCount = kGroup<typename T::Accumulator>;
   int64_t at = 0;
@@ -270,40 +364,80 @@ void ShortRows(const typename T::Storage* x, int64_t count, const Scaled<T>& sin
 }
 
 template <typename T, int... kBits>
-void ShortRows(int bits, const typename T::Storage* x, int64_t count, const Scaled<T>& sink,
+void ShortRows(int bits, const typename T::Storage* x, int64_t count, Scaled<T> sink,
                std::integer_sequence<int, kBits...>) {
   ((bits == kBits ? ShortRows<T, kBits>(x, count, sink) : void()), ...);
 }
 
+// ---- The functions of an instruction set (hadamard.h), for one element type and for all. ----
+
 template <typename T>
-void Rows(const Problem& problem, const void* x_, void* y_, void* scratch) {
+struct Kernel {
   using A = typename T::Accumulator;
   using S = typename T::Storage;
-  const S* x = static_cast<const S*>(x_);
-  const Scaled<T> y{static_cast<S*>(y_), static_cast<A>(problem.scale)};
-  const int64_t n = problem.n;
-  if (n < kGroup<A>) {
-    return ShortRows<T>(Log2(n), x, problem.rows * n, y, std::make_integer_sequence<int, Log2(kGroup<A>)>{});
+
+  static Scaled<T> Result(const Problem& problem, void* y) {
+    return {static_cast<S*>(y), static_cast<A>(problem.scale)};
   }
-  for (int64_t row = 0; row < problem.rows; ++row) {
-    const Scaled<T> sink = y + row * n;
-    A* buffer;
-    if constexpr (std::is_same_v<A, S>) {
-      buffer = sink.to;
-    } else {
-      buffer = static_cast<A*>(scratch);
+
+  static void Rows(const Problem& problem, Range rows, const void* x_, void* y, void* buffer_) {
+    const int64_t n = problem.n;
+    const S* x = static_cast<const S*>(x_) + rows.first * n;
+    const Scaled<T> result = Result(problem, y) + rows.first * n;
+    const int64_t count = (rows.last - rows.first) * n;
+    if (n < kGroup<A>)
+      return ShortRows<T>(Log2(n), x, count, result, std::make_integer_sequence<int, Log2(kGroup<A>)>{});
+    for (int64_t at = 0; at < count; at += n) {
+      A* buffer = static_cast<A*>(buffer_);
+      if constexpr (kInPlace<T>) buffer = result.to + at;
+      Block<T>(x + at, buffer, result.to + at, n, result + at);
     }
-    Block<T>(x + row * n, buffer, n, sink);
+  }
+
+  static void Parts(int64_t length, Range parts, const void* x_, void* buffer_) {
+    const S* x = static_cast<const S*>(x_);
+    A* buffer = static_cast<A*>(buffer_);
+    for (int64_t at = parts.first * length; at < parts.last * length; at += length)
+      Block<T>(x + at, buffer + at, x + at, length, Unscaled<T>{buffer + at});  // the result is too far away in time
+  }
+
+  static void Columns(const Problem& problem, int64_t h, Range columns, void* buffer_, void* y) {
+    A* buffer = static_cast<A*>(buffer_);
+    while (columns.first < columns.last) {
+      const int64_t column = columns.first % h, at = (columns.first - column) * kJoined + column;
+      const int64_t left = columns.last - columns.first, count = h - column < left ? h - column : left;
+      if (h * kJoined == problem.n) {
+        Pass<kJoined>(buffer + at, h, count, Result(problem, y) + at);
+      } else {
+        Pass<kJoined>(buffer + at, h, count, Unscaled<T>{buffer + at});
+      }
+      columns.first += count;
+    }
+  }
+};
+
+// Calls function(Kernel<T>{}) for the element type T.
+template <typename F>
+void ForType(Dtype dtype, const F& function) {
+  switch (dtype) {
+    case Dtype::kF16: return function(Kernel<Float16>{});
+    case Dtype::kBF16: return function(Kernel<BFloat16>{});
+    case Dtype::kF32: return function(Kernel<Native<float>>{});
+    case Dtype::kF64: return function(Kernel<Native<double>>{});
   }
 }
 
-void TransformRows(const Problem& problem, const void* x, void* y, void* scratch) {
-  switch (problem.dtype) {
-    case Dtype::kF16: return Rows<Float16>(problem, x, y, scratch);
-    case Dtype::kBF16: return Rows<BFloat16>(problem, x, y, scratch);
-    case Dtype::kF32: return Rows<Native<float>>(problem, x, y, scratch);
-    case Dtype::kF64: return Rows<Native<double>>(problem, x, y, scratch);
-  }
+constexpr Isa MakeIsa(const char* name) {
+  return {name,
+          [](const Problem& problem, Range rows, const void* x, void* y, void* buffer) {
+            ForType(problem.dtype, [&](auto kernel) { kernel.Rows(problem, rows, x, y, buffer); });
+          },
+          [](const Problem& problem, int64_t length, Range parts, const void* x, void* buffer) {
+            ForType(problem.dtype, [&](auto kernel) { kernel.Parts(length, parts, x, buffer); });
+          },
+          [](const Problem& problem, int64_t h, Range columns, void* buffer, void* y) {
+            ForType(problem.dtype, [&](auto kernel) { kernel.Columns(problem, h, columns, buffer, y); });
+          }};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../handlers.h"
+#include "../problem_binding.h"
 #include "launch.h"
 #include "measure.h"
 
@@ -40,18 +41,7 @@ NB_MODULE(_cuda, m) {
   m.def("driver_problem", cuda::DriverProblem, "Why the kernels cannot run with this driver, or ''.");
   m.def("device_problem", cuda::DeviceProblem, "Why the kernels cannot run on the current GPU, or ''.");
 
-  nb::enum_<Dtype>(m, "Dtype")
-      .value("float16", Dtype::kF16)
-      .value("bfloat16", Dtype::kBF16)
-      .value("float32", Dtype::kF32)
-      .value("float64", Dtype::kF64);
-  nb::class_<Problem>(m, "Problem")
-      .def(
-          "__init__",
-          [](Problem* self, Dtype dtype, int64_t n, int64_t rows, double scale) {
-            new (self) Problem{dtype, n, rows, scale};
-          },
-          "dtype"_a, "n"_a, "rows"_a, "scale"_a = 1.0);
+  BindProblem(m);
   m.def("measure", Measure, "problem"_a, "x"_a, "y"_a, "workspace"_a = 0, "sets"_a = 1, "launches"_a = 1,
         "replays"_a = 10,
         "Milliseconds of the transform, a copy kernel and cudaMemcpyAsync on buffers at device addresses.");

@@ -10,10 +10,13 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
+import jax.export
 import jax.ffi
 
 # Exported programs carry this name and the attributes bound to it: a change of their meaning is a new version.
 HADAMARD_TARGET = "jax_hadacore_hadamard_v1"
+# What jax.export must be told (disabled_checks=EXPORT_SAFETY_CHECKS) before it saves a program that calls the kernels.
+EXPORT_SAFETY_CHECKS = (jax.export.DisabledSafetyCheck.custom_call(HADAMARD_TARGET),)
 
 
 @dataclass(frozen=True)

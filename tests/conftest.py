@@ -1,11 +1,11 @@
-"""Configures JAX for the tests: four CPU devices, 64-bit types, nothing promoted silently."""
+"""Configures JAX for the tests: eight CPU devices, 64-bit types, nothing promoted silently."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 # `python -m pytest` puts the checkout first on sys.path, where its source folder would hide the installed package: the
 # native modules are in the latter only. An editable install is found through its import hook, which needs no path.
@@ -79,11 +79,16 @@ def pytest_make_collect_report(collector):
 
 
 @pytest.fixture(scope="session")
-def cpu_devices():
+def cpu_devices(eight_cpu_devices):
     """Four CPU devices, also where the default device is a GPU."""
+    return eight_cpu_devices[:4]
+
+
+@pytest.fixture(scope="session")
+def eight_cpu_devices():
     devices = jax.devices("cpu")
-    assert len(devices) >= 4
-    return devices[:4]
+    assert len(devices) >= 8
+    return devices[:8]
 
 
 @pytest.fixture

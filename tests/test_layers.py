@@ -14,8 +14,9 @@ CMAKE = sorted([ROOT / "CMakeLists.txt", *(ROOT / "cmake").rglob("*.cmake")])
 
 # Each module, and which of the package's own modules it may import.
 LAYERS = {
-    "__init__": {"_transform", "_primitive"},
-    "_transform": {"_primitive", "_orders"},
+    "__init__": {"_transform", "_primitive", "_ffi"},
+    "_transform": {"_sharded", "_primitive", "_orders"},
+    "_sharded": {"_primitive", "_orders"},
     "_primitive": {"_ffi", "_reference", "_orders"},
     "_reference": {"_orders"},
     "_ffi": set(),

@@ -12,10 +12,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracle import transform
 
-from jax_hadacore import hadamard
+from jax_hadacore import EXPORT_SAFETY_CHECKS, hadamard
 
 TARGET = "jax_hadacore_hadamard_v1"
-CHECKS = [export.DisabledSafetyCheck.custom_call(TARGET)]
 SCALE = 0.3
 X = normal((8, 64), np.float32)
 
@@ -30,7 +29,7 @@ def platform():
 
 def saved(function, *args, vjp_order=0, **options):
     """The function after a round trip through bytes."""
-    exported = export.export(jax.jit(function), disabled_checks=CHECKS, **options)(*args)
+    exported = export.export(jax.jit(function), disabled_checks=EXPORT_SAFETY_CHECKS, **options)(*args)
     return export.deserialize(exported.serialize(vjp_order=vjp_order))
 
 
@@ -99,7 +98,7 @@ class TestSharded:
 
     def load(self, sharding, x):
         function = jax.jit(f, in_shardings=sharding, out_shardings=sharding)
-        exported = export.export(function, platforms=["cpu"], disabled_checks=CHECKS)(x)
+        exported = export.export(function, platforms=["cpu"], disabled_checks=EXPORT_SAFETY_CHECKS)(x)
         return jax.jit(export.deserialize(exported.serialize()).call)
 
     def test_no_communication_after_loading(self, sharding):
@@ -114,4 +113,5 @@ class TestSharded:
         (b,) = export.symbolic_shape("b", constraints=["mod(b, 4) == 0"])
         x = jax.device_put(X, sharding)
         loaded = self.load(sharding, jax.ShapeDtypeStruct((b, 64), jnp.float32))
+        assert "all-gather" not in loaded.lower(x).compile().as_text()
         close(loaded(x), transform(X, SCALE))

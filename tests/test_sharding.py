@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import HALVES, assert_same_bits, normal
+from hlo import copies, hlo
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracle import transform
@@ -48,14 +49,16 @@ def mesh(cpu_devices):
     return mesh
 
 
-def hlo(function, *args, **options):
-    return jax.jit(function, **options).lower(*args).compile().as_text()
-
-
 def collectives(function, *args, **options):
     text = hlo(function, *args, **options)
     assert "jax_hadacore_hadamard_v1" in text
     return COLLECTIVES.findall(text)
+
+
+def assert_gathers_at_most(text, elements):
+    shapes = re.findall(r"= f32\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
+    assert shapes
+    assert all(np.prod([int(size) for size in shape.split(",")]) <= elements for shape in shapes), shapes
 
 
 def put(x, mesh, spec):
@@ -178,10 +181,7 @@ class TestTransformAxisSharded:
 
     def test_gathers_that_axis_only(self, mesh):
         x = put(X, mesh(SQUARE), P("b", None, "c"))
-        text = hlo(f, x)
-        shapes = re.findall(r"= f32\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
-        assert shapes
-        assert all(np.prod([int(size) for size in shape.split(",")]) == X.size // 2 for shape in shapes), shapes
+        assert_gathers_at_most(hlo(f, x), X.size // 2)
 
     def test_the_only_axis(self, mesh):
         x = put(X[0, 0], mesh(LINE), P("b"))
@@ -330,23 +330,98 @@ class TestShardMap:
         assert y.sharding.is_equivalent_to(x.sharding, 3)
 
 
-@pytest.fixture
-def gspmd():
-    """The partitioner before Shardy, in the versions of JAX that still have the choice."""
+@pytest.fixture(params=["shardy", "gspmd"])
+def partitioner(request):
+    """Shardy and the partitioner before it, in the versions of JAX that still have the choice."""
     if not hasattr(jax.config, "jax_use_shardy_partitioner"):
-        yield False
+        yield "shardy"
         return
     before = jax.config.jax_use_shardy_partitioner
-    jax.config.update("jax_use_shardy_partitioner", False)
-    yield True
+    jax.config.update("jax_use_shardy_partitioner", request.param == "shardy")
+    yield request.param
     jax.config.update("jax_use_shardy_partitioner", before)
 
 
-@batch_sharded
-@pytest.mark.usefixtures("gspmd")
-def test_older_partitioner(mesh, grid, spec):
-    x = put(X, mesh(grid), spec)
-    assert collectives(f, x) == []
-    y = jax.jit(f)(x)
-    close(y, Y)
-    assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+def half(x):
+    """An elementwise operation, which shows what a program costs without the transform."""
+    return x * jnp.asarray(0.5, x.dtype)
+
+
+def scanned(t):
+    return lambda x: jax.lax.scan(lambda c, _: (jnp.sin(t(c)), t(c)), x, None, length=3)
+
+
+def loss(t):
+    return lambda x: jnp.sum(jnp.sin(t(jnp.tanh(x))))
+
+
+PROGRAMS = {
+    "forward": lambda t: t,
+    "gradient": lambda t: jax.grad(loss(t)),
+    "second-order": lambda t: lambda x: jax.jvp(jax.grad(loss(t)), (x,), (x,))[1],
+    "vmap": lambda t: jax.vmap(t, in_axes=1, out_axes=1),
+    "vmap-of-gradient": lambda t: jax.vmap(jax.grad(loss(t))),
+    "scan": scanned,
+    "gradient-of-scan": lambda t: jax.grad(lambda x: jnp.sum(jnp.sin(scanned(t)(x)[0]))),
+    "remat": lambda t: jax.grad(jax.checkpoint(loss(lambda x: t(jnp.sin(t(x)))))),
+    "another-axis": lambda t: functools.partial(t, axis=0) if t is f else t,
+}
+
+
+@pytest.mark.usefixtures("partitioner")
+class TestPartitioners:
+    @pytest.mark.parametrize("program", PROGRAMS)
+    @pytest.mark.parametrize(
+        ("grid", "spec"),
+        [
+            pytest.param(LINE, P("b"), id="first"),
+            pytest.param(LINE, P(None, "b"), id="middle"),
+            pytest.param(SQUARE, P("b", "c"), id="both"),
+        ],
+    )
+    def test_no_collective_and_no_copy(self, mesh, grid, spec, program):
+        if program == "another-axis":
+            spec = P(None, *spec)
+        x = put(X, mesh(grid), spec)
+        run = PROGRAMS[program](f)
+        assert collectives(run, x) == []
+        # Another axis moves to the end and back.
+        moves = 2 if program == "another-axis" else 0
+        assert copies(hlo(run, x)) <= copies(hlo(PROGRAMS[program](half), x)) + moves
+        for y, expected in zip(jax.tree.leaves(jax.jit(run)(x)), jax.tree.leaves(run(X)), strict=True):
+            close(y, expected)
+            if y.ndim == x.ndim:
+                assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+    @pytest.mark.parametrize("given", [P(), P("b"), P(None, "b")], ids=str)
+    @pytest.mark.parametrize("wanted", [P(), P("b"), P(None, "b")], ids=str)
+    def test_between_other_shardings(self, mesh, given, wanted):
+        # A producer or consumer that is not sharded, or differently: no more than for an elementwise operation.
+        m = mesh(LINE)
+
+        def between(t):
+            return lambda x: jax.lax.with_sharding_constraint(t(jnp.sin(x)), NamedSharding(m, wanted))
+
+        x = put(X, m, given)
+        assert sorted(collectives(between(f), x)) == sorted(COLLECTIVES.findall(hlo(between(half), x)))
+        close(jax.jit(between(f))(x), transform(np.sin(X), SCALE))
+
+    @pytest.mark.parametrize(
+        ("grid", "spec"),
+        [
+            pytest.param(LINE, P(None, None, "b"), id="line"),
+            pytest.param(SQUARE, P("b", None, "c"), id="square"),
+            pytest.param(SQUARE, P(None, "c", "b"), id="swapped"),
+        ],
+    )
+    @pytest.mark.parametrize("program", ["forward", "gradient"])
+    def test_a_sharded_transform_axis(self, mesh, partitioner, grid, spec, program):
+        x = put(X, mesh(grid), spec)
+        run = PROGRAMS[program](f)
+        text = hlo(run, x)
+        assert set(COLLECTIVES.findall(text)) == {"all-gather"}
+        assert_gathers_at_most(text, X.size if grid is LINE else X.size // 2)
+        y = jax.jit(run)(x)
+        close(y, run(X))
+        if partitioner == "shardy":  # the older one leaves a result gathered that nothing else shards
+            assert y.sharding.is_equivalent_to(x.sharding, x.ndim)

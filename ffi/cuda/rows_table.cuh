@@ -49,7 +49,7 @@ template <typename T>
 struct RowsChoice<T, 15> : Choice<Long<15, 8, 1, Exchange<2, true>, Staged<2, 90, kAnyTurns>>,
                                   Long<15, 8, 1, Exchange<2>>, Long<15, 8, 2, Exchange<1>, Split>, 16384> {};
 template <typename T>
-struct RowsChoice<T, 16> : Choice<void, void, Long<16, 8, 1, Exchange<1>, Split>, kAnyTurns> {};
+struct RowsChoice<T, 16> : Choice<void, void, Long<16, 8, 1, Exchange<1>, Split>> {};  // launch.cc says when
 
 // A float32 row takes twice the registers as it comes, and twice the shared memory where it is staged.
 template <int kBits>

@@ -1,39 +1,132 @@
-// arguments.h: reads a Problem from the buffers of an XLA call and checks what protects memory. For *_ffi.cc only.
+// arguments.h: reads a Problem from the buffers and attributes of an XLA call and checks what protects memory. For
+// *_ffi.cc only.
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "problem.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_hadacore {
 
-inline xla::ffi::ErrorOr<Problem> ReadProblem(const xla::ffi::AnyBuffer& x, const xla::ffi::AnyBuffer& y,
-                                              double scale) {
-  namespace ffi = xla::ffi;
-  const auto invalid = [](const std::string& why) {
-    return ffi::Unexpected(ffi::Error::InvalidArgument("jax_hadacore: " + why));
-  };
-  Problem problem{};
-  problem.scale = scale;
-  switch (x.element_type()) {
-    case ffi::F16: problem.dtype = Dtype::kF16; break;
-    case ffi::BF16: problem.dtype = Dtype::kBF16; break;
-    case ffi::F32: problem.dtype = Dtype::kF32; break;
-    case ffi::F64: problem.dtype = Dtype::kF64; break;
-    default:
-      return invalid("the element type must be f16, bf16, f32 or f64, got XLA type " +
-                     std::to_string(static_cast<int>(x.element_type())));
+// The attributes of a call: `scale` (float64); and where they are needed
+//   n (int64)               the length of the transforms that the last dimension consists of; by default all of it
+//   orders (int64[])        the orders of the factors that are no powers of two, at most two of them
+//   factors (uint32[])      their packed signs, one factor after the other
+//   matrix (float64[])      in place of these, the entries of a single factor
+//   signs (uint32[])        packed signs of n elements; a second operand (uint32[]) in place of it
+//   signs_last (bool)       apply the signs after the transform
+class ProblemReader {
+ public:
+  ProblemReader(const xla::ffi::AnyBuffer& x, const xla::ffi::RemainingArgs& more, const xla::ffi::AnyBuffer& y,
+                const xla::ffi::Dictionary& attributes)
+      : x_(x), more_(more), y_(y), attributes_(attributes) {}
+
+  xla::ffi::ErrorOr<Problem> Read() {
+    Problem problem{};
+    if (ReadBuffers(problem) && ReadFactors(problem) && ReadSigns(problem)) return problem;
+    return xla::ffi::Unexpected(xla::ffi::Error::InvalidArgument("jax_hadacore: " + why_));
   }
-  if (y.element_type() != x.element_type() || y.element_count() != x.element_count())
-    return invalid("the result must have the operand's type and size");
-  if (x.dimensions().size() == 0) return invalid("the operand must have at least one dimension");
-  problem.n = x.dimensions().back();
-  if (x.element_count() == 0) return problem;  // rows stays 0
-  if ((problem.n & (problem.n - 1)) || problem.n > kMaxLength)
-    return invalid("the last dimension must be a power of two up to 2^24, got " + std::to_string(problem.n));
-  problem.rows = static_cast<int64_t>(x.element_count()) / problem.n;
-  return problem;
-}
+
+ private:
+  template <typename T>
+  using Span = xla::ffi::Span<const T>;
+
+  bool Fail(std::string why) {
+    why_ = std::move(why);
+    return false;
+  }
+
+  // False where an attribute that is there is of another type.
+  template <typename T>
+  bool Attribute(const char* name, T& value) {
+    if (!attributes_.contains(name)) return true;
+    const auto found = attributes_.get<T>(name);
+    if (!found.has_value()) return Fail(std::string("the attribute ") + name + " has another type than this version's");
+    value = *found;
+    return true;
+  }
+
+  bool ReadBuffers(Problem& problem) {
+    namespace ffi = xla::ffi;
+    switch (x_.element_type()) {
+      case ffi::F16: problem.dtype = Dtype::kF16; break;
+      case ffi::BF16: problem.dtype = Dtype::kBF16; break;
+      case ffi::F32: problem.dtype = Dtype::kF32; break;
+      case ffi::F64: problem.dtype = Dtype::kF64; break;
+      default:
+        return Fail("the element type must be f16, bf16, f32 or f64, got XLA type " +
+                    std::to_string(static_cast<int>(x_.element_type())));
+    }
+    if (y_.element_type() != x_.element_type() || y_.element_count() != x_.element_count())
+      return Fail("the result must have the operand's type and size");
+    if (x_.dimensions().size() == 0) return Fail("the operand must have at least one dimension");
+    if (!attributes_.contains("scale")) return Fail("the attribute scale is missing");
+    const int64_t last = x_.dimensions().back();
+    problem.n = last;
+    if (!Attribute("scale", problem.scale) || !Attribute("n", problem.n)) return false;
+    if (problem.n < 0 || (problem.n == 0 && last != 0) || (problem.n > 0 && last % problem.n != 0))
+      return Fail("the last dimension, " + std::to_string(last) +
+                  ", must be a multiple of n = " + std::to_string(problem.n));
+    problem.rows = x_.element_count() == 0 ? 0 : static_cast<int64_t>(x_.element_count()) / problem.n;
+    return true;
+  }
+
+  bool ReadFactors(Problem& problem) {
+    Span<int64_t> orders;
+    Span<uint32_t> signs;
+    Span<double> values;
+    if (!Attribute("orders", orders) || !Attribute("factors", signs) || !Attribute("matrix", values)) return false;
+    constexpr size_t kFactors = sizeof problem.factors / sizeof *problem.factors;
+    if (orders.size() > (values.size() ? 1 : kFactors)) return Fail("there are too many orders");
+    size_t used = 0;
+    int64_t power = problem.n;
+    for (const int64_t order : orders) {
+      if (order < 1 || order > kMaxOrder) return Fail("an order must be from 1 to 1024, got " + std::to_string(order));
+      Factor& factor = problem.factors[problem.factor_count++];
+      factor = {order, nullptr, nullptr};
+      const size_t size = static_cast<size_t>(order * (values.size() ? order : SignWords(order)));
+      if (used + size > (values.size() ? values.size() : signs.size()))
+        return Fail("the entries of the factors are missing");
+      if (values.size()) {
+        factor.values = values.begin();
+      } else {
+        factor.signs = signs.begin() + used;
+      }
+      used += size;
+      if (power % order) return Fail("the orders must divide n = " + std::to_string(problem.n));
+      power /= order;
+    }
+    if (problem.rows > 0 && ((power & (power - 1)) || power > kMaxLength))
+      return Fail("n = " + std::to_string(problem.n) + " must be the orders times a power of two up to 2^24");
+    return true;
+  }
+
+  bool ReadSigns(Problem& problem) {
+    Span<uint32_t> signs;
+    if (!Attribute("signs", signs) || !Attribute("signs_last", problem.signs_last)) return false;
+    if (more_.size() > 1) return Fail("there are too many operands");
+    size_t words = signs.size();
+    if (words) problem.signs = signs.begin();
+    if (more_.size() == 1) {
+      const auto operand = more_.get<xla::ffi::AnyBuffer>(0);
+      if (operand.has_error() || operand->element_type() != xla::ffi::U32) return Fail("signs must be of type u32");
+      words = operand->element_count();
+      problem.signs = static_cast<const uint32_t*>(operand->untyped_data());
+      problem.signs_on_device = true;
+    }
+    if (problem.signs && problem.rows > 0 && words != static_cast<size_t>(SignWords(problem.n)))
+      return Fail("there must be " + std::to_string(SignWords(problem.n)) + " words of signs, got " +
+                  std::to_string(words));
+    return true;
+  }
+
+  const xla::ffi::AnyBuffer& x_;
+  const xla::ffi::RemainingArgs& more_;
+  const xla::ffi::AnyBuffer& y_;
+  const xla::ffi::Dictionary& attributes_;
+  std::string why_;
+};
 
 }  // namespace jax_hadacore

@@ -13,8 +13,9 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-ffi::Error Hadamard(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y, double scale) try {
-  const ffi::ErrorOr<Problem> problem = ReadProblem(x, *y, scale);
+ffi::Error Hadamard(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs more, ffi::Result<ffi::AnyBuffer> y,
+                    ffi::Dictionary attributes) try {
+  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more, *y, attributes).Read();
   if (problem.has_error()) return problem.error();
   const int64_t threads = ThreadsWorth(*problem, pool.num_threads());
   if (threads == 1) {
@@ -43,5 +44,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxHadacoreHadamardCpu, jax_hadacore::cpu::Hadamar
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()
-                                  .Attr<double>("scale"));
+                                  .Attrs());

@@ -32,9 +32,9 @@ void Debug(const Problem& problem, const Buffers& buffers) {
 
 // Only enqueues on the stream: no allocation, no synchronisation, the same launches for the same arguments, so XLA may
 // record it into a command buffer.
-ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y, ffi::RemainingRets more,
-                    double scale) {
-  const ffi::ErrorOr<Problem> problem = ReadProblem(x, *y, scale);
+ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::RemainingArgs more_operands,
+                    ffi::Result<ffi::AnyBuffer> y, ffi::RemainingRets more, ffi::Dictionary attributes) {
+  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more_operands, *y, attributes).Read();
   if (problem.has_error()) return problem.error();
   if (problem->rows == 0) return ffi::Error::Success();
 
@@ -66,7 +66,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxHadacoreHadamardCuda, jax_hadacore::cuda::Hadam
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::PlatformStream<cudaStream_t>>()
                                   .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .RemainingRets()
-                                  .Attr<double>("scale"),
+                                  .Attrs(),
                               {xla::ffi::Traits::kCmdBufferCompatible});

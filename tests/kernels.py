@@ -32,7 +32,8 @@ def build_emulator(folder):
     shutil.copytree(ROOT / "ffi", folder / "ffi")
     shutil.copy(EMULATION / "ptx.cuh", folder / "ffi" / "cuda")
     cuda = folder / "ffi" / "cuda"
-    sources = [*(cuda / "instances").glob("*.cu"), cuda / "launch.cc", *EMULATION.glob("*.cc")]
+    host = (cuda / f"{name}.cc" for name in ("launch", "plan", "order_words"))
+    sources = [*(cuda / "instances").glob("*.cu"), *host, *EMULATION.glob("*.cc")]
 
     def run(*command):
         done = subprocess.run(["g++", *FLAGS, *command], capture_output=True, text=True, check=False)

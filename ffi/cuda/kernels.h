@@ -44,4 +44,29 @@ extern template Kernel SharedKernel<float, BF16>(int64_t);
 extern template Kernel SharedKernel<float, float>(int64_t);
 extern template Kernel SharedKernel<double, double>(int64_t);
 
+// Rows of 16-bit elements whose length is no power of two, in one pass (order_rows.cuh): groups of `width` elements, up
+// to 16 columns, or, with a matrix for these, up to MostColumns(width).
+constexpr int64_t kOrderWarps = 8;  // in a block, at most
+constexpr int kNoSwizzle = 28;
+constexpr int MostColumns(int width) { return width == 8 ? 16 : 48; }
+template <typename T>
+Kernel OrderRowsKernel(int width, int columns, bool matrix, int words);
+
+extern template Kernel OrderRowsKernel<F16>(int, int, bool, int);
+extern template Kernel OrderRowsKernel<BF16>(int, int, bool, int);
+
+// Factors and signs by themselves, for what is left (factor.cuh).
+template <typename In, typename A>
+Kernel FactorKernel(int64_t order, bool values);
+template <typename T>
+Kernel SignsKernel();
+
+extern template Kernel FactorKernel<F16, float>(int64_t, bool);
+extern template Kernel FactorKernel<BF16, float>(int64_t, bool);
+extern template Kernel FactorKernel<float, float>(int64_t, bool);
+extern template Kernel FactorKernel<double, double>(int64_t, bool);
+extern template Kernel SignsKernel<uint16_t>();
+extern template Kernel SignsKernel<float>();
+extern template Kernel SignsKernel<double>();
+
 }  // namespace jax_hadacore::cuda

@@ -1,103 +1,15 @@
-// launch.cc: the plan of a transform, and its launches.
+// launch.cc: the launches of a plan, and what the device can do.
 #include "launch.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels.h"
 
 namespace jax_hadacore::cuda {
 namespace {
-
-int Log2(int64_t n) {
-  int bits = 0;
-  while (n > 1) n /= 2, ++bits;
-  return bits;
-}
-
-bool Aligned(const void* x, const void* y) {
-  return (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % 16 == 0;
-}
-
-// Fewer elements than this a multiprocessor are few: they end soonest when spread thin.
-constexpr int64_t kMany = 2048;
-
-// How many consecutive rows a block takes. It works on one while the next is on its way, but all blocks that run at
-// once wait for the last: the cost in quarters of a row, of which a block's start takes about one.
-int64_t RowsPerBlock(const Kernel& kernel, int64_t rows, int64_t at_once) {
-  int64_t best = 1, least = INT64_MAX;
-  for (int64_t k = 1; k <= kernel.most_rows; ++k) {
-    const int64_t cost = (rows + k * at_once - 1) / (k * at_once) * (4 * k + 1);
-    if (cost < least) best = k, least = cost;
-  }
-  return best;
-}
-
-Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_t n, double scale, const Gpu& gpu) {
-  Launch launch = {kernel, {x, y, rows, n, 1, kernel.per_block, 0, 0, false, scale, static_cast<float>(scale)}, 0};
-  Work& work = launch.work;
-  const int64_t at_once = int64_t{kernel.blocks_per_processor} * gpu.processors;
-  if (kernel.run_percent > 0 && rows >= 3 * at_once && rows <= kernel.most_turns * at_once) {
-    work.runs = at_once;
-    work.run_rows = rows * kernel.run_percent / 100 / at_once;
-  } else if (kernel.most_rows > 1) {
-    work.per_block = RowsPerBlock(kernel, rows, at_once);
-  }
-  const int64_t left = rows - work.runs * work.run_rows;
-  launch.blocks = kernel.blocks_per_row * (work.runs + (left + work.per_block - 1) / work.per_block);
-  work.meet = kernel.blocks_per_row > 1 && x == y;
-  return launch;
-}
-
-// Two blocks that share a row can transform it in place where they can meet.
-bool MaySplit(const Kernel& split, const void* x, const void* y, const Gpu& gpu) {
-  return split.threads > 0 && split.shared_bytes <= gpu.shared_bytes && (gpu.clusters || x != y);
-}
-
-Launch OnRows(const RowsKernels& kernels, const void* x, void* y, int64_t rows, int64_t n, double scale,
-              const Gpu& gpu) {
-  if (rows * n <= kernels.split_elements * gpu.processors && MaySplit(kernels.split, x, y, gpu))
-    return OnRows(kernels.split, x, y, rows, n, scale, gpu);
-  const bool few = rows * n < kMany * gpu.processors || kernels.many.shared_bytes > gpu.shared_bytes;
-  return OnRows(few ? kernels.few : kernels.many, x, y, rows, n, scale, gpu);
-}
-
-// The launch of a kernel on the columns of (n, stride) tiles; all of a block's are in one tile.
-Launch OnColumns(Kernel kernel, const void* x, void* y, int64_t tiles, int64_t n, int64_t stride, double scale) {
-  const int64_t per_block = std::min(kernel.per_block, stride);
-  return {kernel,
-          {x, y, tiles * stride, n, stride, per_block, 0, 0, false, scale, static_cast<float>(scale)},
-          tiles * stride / per_block};
-}
-
-template <typename T>
-std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
-  if (p.n <= kOnePass) {
-    return {OnRows(FindRowsKernels<T, T>(Log2(p.n), Aligned(b.x, b.y)), b.x, b.y, p.rows, p.n, p.scale, gpu)};
-  }
-  if (p.n == kOnePassSplit && gpu.clusters) {
-    const Kernel split = FindRowsKernels<T, T>(Log2(p.n), Aligned(b.x, b.y)).split;
-    if (MaySplit(split, b.x, b.y, gpu)) return {OnRows(split, b.x, b.y, p.rows, p.n, p.scale, gpu)};
-  }
-  void* between = NeedsWorkspace(p) ? b.workspace : b.y;
-  const int64_t parts = p.n / kOnePass;
-  const int bits = Log2(parts);
-  const Kernel columns =
-      bits <= kColumnsBits && Aligned(between, b.y) ? ColumnsKernel<T>(bits) : SharedKernel<float, T>(parts);
-  return {OnRows(FindRowsKernels<T, float>(Log2(kOnePass), Aligned(b.x, between)), b.x, between, p.rows * parts,
-                 kOnePass, 1, gpu),
-          OnColumns(columns, between, b.y, p.rows, parts, kOnePass, p.scale)};
-}
-
-template <>
-std::vector<Launch> PlanFor<double>(const Problem& p, const Buffers& b, const Gpu& gpu) {
-  const auto kernel = SharedKernel<double, double>;
-  if (p.n <= kSharedVector) return {OnRows(kernel(p.n), b.x, b.y, p.rows, p.n, p.scale, gpu)};
-  const int64_t parts = p.n / kSharedVector;
-  return {OnRows(kernel(kSharedVector), b.x, b.y, p.rows * parts, kSharedVector, 1, gpu),
-          OnColumns(kernel(parts), b.y, b.y, p.rows, parts, kSharedVector, p.scale)};
-}
 
 // Whether a device runs code for sm_90 or newer, in which kernels wait for the launch before them and blocks can meet:
 // older code that the driver compiled for such a GPU does neither. All kernels are compiled alike, so one of them is
@@ -131,24 +43,10 @@ cudaError_t Describe(Gpu& gpu) {
 
 }  // namespace
 
-bool NeedsWorkspace(const Problem& problem) {
-  return problem.n > kOnePass && (problem.dtype == Dtype::kF16 || problem.dtype == Dtype::kBF16);
-}
-
-std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const Gpu& gpu) {
-  switch (problem.dtype) {
-    case Dtype::kF16: return PlanFor<F16>(problem, buffers, gpu);
-    case Dtype::kBF16: return PlanFor<BF16>(problem, buffers, gpu);
-    case Dtype::kF32: return PlanFor<float>(problem, buffers, gpu);
-    case Dtype::kF64: return PlanFor<double>(problem, buffers, gpu);
-  }
-  return {};
-}
-
 cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
   Gpu gpu{};
   if (const cudaError_t error = Describe(gpu)) return error;
-  for (Launch& launch : Plan(problem, buffers, gpu)) {
+  for (const Launch& launch : Plan(problem, buffers, gpu)) {
     if (launch.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     const Kernel& kernel = launch.kernel;
     // More than 48 KiB of shared memory has to be asked for, on each device; it is cheap, so at each launch.
@@ -174,7 +72,12 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
     config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
     config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
     config.stream = stream;
-    void* arguments[] = {&launch.work};
+    // The words follow the work, as in WorkAndWords.
+    alignas(Work) char argument[sizeof(WorkAndWords<kManyWords>)];
+    std::memcpy(argument, &launch.work, sizeof launch.work);
+    std::memcpy(argument + offsetof(WorkAndWords<kManyWords>, words), launch.words.data(),
+                launch.words.size() * sizeof(uint32_t));
+    void* arguments[] = {argument};
     if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel.function, arguments)) return error;
   }
   return cudaSuccess;

@@ -11,13 +11,17 @@
 
 namespace jax_hadacore::cuda {
 
-// The longest row of 16-bit or float32 elements that is transformed in one pass. A longer one of 16-bit elements needs
-// a float32 workspace of the operand's shape between its two passes; float32 and float64 rows use the result for that.
+// The longest row of 16-bit or float32 elements, of a power of two, that is transformed in one pass. A longer one of
+// 16-bit elements needs a float32 workspace between its two passes; float32 and float64 rows use the result for that.
 constexpr int64_t kOnePass = 32768;
 // Where blocks can meet, 16-bit rows of this length take one pass as well, and leave the workspace alone.
 constexpr int64_t kOnePassSplit = 65536;
 
-// Whether a transform needs a workspace: decided by the type and the length alone, when a program is lowered.
+// The least shared memory that a block may have on the architectures that the kernels are for: on sm_86, 89 and 120.
+constexpr int64_t kLeastShared = 99 * 1024;
+
+// Whether a transform needs a workspace of the operand's shape, of float32 or, for float64, of that: decided by the
+// problem alone, when a program is lowered.
 bool NeedsWorkspace(const Problem& problem);
 
 struct Buffers {
@@ -40,6 +44,7 @@ struct Launch {
   Kernel kernel;
   Work work;
   int64_t blocks;
+  std::vector<uint32_t> words;  // of a kernel that takes some
 };
 
 // The launches that transform a problem.

@@ -75,6 +75,14 @@ __device__ __forceinline__ uint32_t Opaque(uint32_t v) {
   return v ^ (kDimension ? blockDim.z : blockDim.y) ^ 1;
 }
 
+// The same address in a form that the compiler cannot tell for a kernel's parameter: of those it reads what it cannot
+// place beforehand one lane after the other.
+__device__ __forceinline__ const uint32_t* Generic(const uint32_t* parameter) {
+  const uint32_t* address;
+  asm("mov.b64 %0, %1;" : "=l"(address) : "l"(parameter));
+  return address;
+}
+
 // A B + c on the tensor cores, by one warp: A 16x16 (row-major fragment), B 16x8 (column-major), float32 sums.
 template <typename T>
 __device__ __forceinline__ void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,

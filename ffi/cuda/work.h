@@ -20,6 +20,24 @@ struct Work {
   bool meet;  // the blocks that share a row have all read it before one of them writes
   double scale;
   float float_scale;  // the same for all but doubles: a kernel would be slow to convert it
+
+  // Of rows whose length is no power of two (order_rows.cuh; factor.cuh has its own use of the first two):
+  int order;                     // of the first step's matrix
+  int columns;                   // that the second step transforms
+  int swizzle;                   // see OrderSwizzle
+  bool aligned;                  // to 16 bytes: x, y and every block's first row
+  const uint32_t* device_signs;  // of the elements; null where they are among the words, or there are none
+  int words_before_signs;        // among the words; -1 where there are no signs
+  bool signs_last;               // they are applied after the transform
+};
+
+// What such a kernel is given: signs of matrices and elements, packed as in problem.h, travel with the launch. With
+// kManyWords it is about the most that a launch may have.
+constexpr int kFewWords = 1008, kManyWords = 7900;
+template <int kWords>
+struct WorkAndWords {
+  Work work;
+  uint32_t words[kWords];
 };
 
 // A kernel as a row of the launch table.
@@ -29,6 +47,7 @@ struct Kernel {
   int threads;
   int shared_bytes;
   int64_t per_block = 1;         // vectors that a block holds at once
+  int words = 0;                 // that its WorkAndWords has; 0: it takes a Work
   int blocks_per_row = 1;        // 2: two neighbouring blocks share each row
   int blocks_per_processor = 0;  // how many run at once, where one fills much of a multiprocessor
   // Of the rows that such a block may take one after the other (see Staged in long_rows.cuh):

@@ -14,18 +14,22 @@ struct Index {
 };
 Index ThreadIndex();
 Index BlockIndex();
+Index BlockSize();
 
 }  // namespace emulation
 
 #define __global__
+#define __grid_constant__
 #define __device__
 // Shared memory is declared `extern __shared__ T name[]`: emulator.cc defines the name. One block runs at a time.
 #define __shared__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define threadIdx (::emulation::ThreadIndex())
+#define blockDim (::emulation::BlockSize())
 #define blockIdx (::emulation::BlockIndex())
 
+using std::fma;
 using std::min;
 
 struct alignas(8) uint2 {
@@ -44,6 +48,14 @@ inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// Of the eight bytes of a (the low four) and b, those that the low three bits of the selector's nibbles name.
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline float __uint_as_float(uint32_t bits) {

@@ -21,6 +21,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "device.h"
 #include "warp.h"
@@ -31,7 +32,7 @@ namespace {
 using jax_hadacore::cuda::Work;
 
 constexpr int kWarp = 32, kMaxThreads = 1024, kMaxCluster = 2;
-constexpr size_t kStack = 64 * 1024, kMaxShared = 227 * 1024;
+constexpr size_t kStack = 128 * 1024, kMaxShared = 227 * 1024;
 
 }  // namespace
 }  // namespace emulation
@@ -96,8 +97,9 @@ Block blocks[kMaxCluster];
 Block* block;  // the one that runs
 jmp_buf scheduler;
 Thread* current;
-void (*kernel)(Work);
-Work work;
+const void* kernel;
+int words;  // that it takes
+const void* argument;
 uint32_t launch, serial, phase, cluster;
 std::vector<Memory> memories;
 std::map<const void*, int> shared_limits;
@@ -114,8 +116,16 @@ void Suspend() {
   if (!_setjmp(current->place)) _longjmp(scheduler, 1);
 }
 
+template <typename Argument>
+void Call() {
+  reinterpret_cast<void (*)(Argument)>(const_cast<void*>(kernel))(*static_cast<const Argument*>(argument));
+}
+
 void RunThread() {
-  kernel(work);
+  using namespace jax_hadacore::cuda;
+  if (words == 0) Call<Work>();
+  if (words == kFewWords) Call<WorkAndWords<kFewWords>>();
+  if (words == kManyWords) Call<WorkAndWords<kManyWords>>();
   if (!current->copies.empty()) Fail("returns before its copies are finished");
   current->state = Thread::kDone;
   Suspend();
@@ -181,6 +191,32 @@ bool All(int state) {
 
 Memory& SharedMemory() {
   return *std::find_if(memories.begin(), memories.end(), [](const Memory& memory) { return memory.shared; });
+}
+
+// How many words a kernel takes.
+int WordsOf(const void* function) {
+  using namespace jax_hadacore::cuda;
+  static const std::map<const void*, int> all = [] {
+    std::map<const void*, int> words;
+    const auto add = [&](const Kernel& kernel) { words[kernel.function] = kernel.words; };
+    for (const int count : {kFewWords, kManyWords})
+      for (const bool matrix : {false, true})
+        for (const int width : {1, 2, 4, 8})
+          for (const int columns : {8, 16}) {
+            add(OrderRowsKernel<F16>(width, columns, matrix, count));
+            add(OrderRowsKernel<BF16>(width, columns, matrix, count));
+          }
+    for (const bool values : {false, true}) {
+      add(FactorKernel<F16, float>(1, values));
+      add(FactorKernel<BF16, float>(1, values));
+      add(FactorKernel<float, float>(1, values));
+      add(FactorKernel<double, double>(1, values));
+    }
+    for (const Kernel& kernel : {SignsKernel<uint16_t>(), SignsKernel<float>(), SignsKernel<double>()}) add(kernel);
+    return words;
+  }();
+  const auto found = all.find(function);
+  return found == all.end() ? 0 : found->second;
 }
 
 // Makes a block the one that runs.
@@ -358,6 +394,7 @@ void OnAccess(const void* to, size_t bytes, bool write) {
 
 }  // namespace
 
+Index BlockSize() { return {static_cast<unsigned>(block->threads.size())}; }
 Index ThreadIndex() { return {static_cast<unsigned>(ThreadNumber())}; }
 Index BlockIndex() { return {block->index}; }
 
@@ -456,8 +493,9 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
             std::to_string(count) + " threads and " + std::to_string(bytes) + " bytes of shared memory";
     return cudaErrorInvalidConfiguration;
   }
-  kernel = reinterpret_cast<void (*)(Work)>(const_cast<void*>(function));
-  work = *static_cast<const Work*>(arguments[0]);
+  kernel = function;
+  words = WordsOf(function);
+  argument = arguments[0];
   ++launch;
   Watch(Shared(jax_hadacore::cuda::shared_memory, bytes));
   for (unsigned first = 0; first < grid && error.empty(); first += size)
@@ -471,50 +509,64 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
 extern "C" {
 
 struct PlannedLaunch {
-  int64_t blocks, blocks_per_row, threads, shared_bytes, per_block, runs, run_rows, count, n, stride;
+  int64_t blocks, blocks_per_row, threads, shared_bytes, per_block, runs, run_rows, count, n, stride, words, most_words;
 };
 
-// Stores up to two launches of a transform of aligned buffers, and returns how many there are.
-int emulation_plan(int dtype, int64_t n, int64_t rows, int processors, int shared_bytes, int clusters, int inplace,
-                   PlannedLaunch* launches) {
+// Stores up to `most` launches of a transform of aligned buffers, and returns how many there are.
+int emulation_plan(const jax_hadacore::Problem* problem, int processors, int shared_bytes, int clusters, int inplace,
+                   PlannedLaunch* launches, int most) {
   using namespace jax_hadacore;
   const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
   const cuda::Buffers buffers = {address(16), address(inplace ? 16 : 32), address(48)};
   int count = 0;
-  for (const cuda::Launch& launch : cuda::Plan({static_cast<Dtype>(dtype), n, rows, 1}, buffers,
-                                               {0, processors, shared_bytes, clusters != 0, clusters != 0})) {
-    const auto& [kernel, work, blocks] = launch;
-    launches[count++] = {blocks,         kernel.blocks_per_row,
-                         kernel.threads, kernel.shared_bytes,
-                         work.per_block, work.runs,
-                         work.run_rows,  work.count,
-                         work.n,         work.stride};
+  for (const cuda::Launch& launch :
+       cuda::Plan(*problem, buffers, {0, processors, shared_bytes, clusters != 0, clusters != 0})) {
+    const auto& [kernel, work, blocks, words] = launch;
+    if (count < most)
+      launches[count] = {blocks,
+                         kernel.blocks_per_row,
+                         kernel.threads,
+                         kernel.shared_bytes,
+                         work.per_block,
+                         work.runs,
+                         work.run_rows,
+                         work.count,
+                         work.n,
+                         work.stride,
+                         static_cast<int64_t>(words.size()),
+                         kernel.words};
+    ++count;
   }
   return count;
 }
 
-int emulation_needs_workspace(int dtype, int64_t n) {
-  return jax_hadacore::cuda::NeedsWorkspace({static_cast<jax_hadacore::Dtype>(dtype), n, 1, 1});
+int emulation_needs_workspace(const jax_hadacore::Problem* problem) {
+  return jax_hadacore::cuda::NeedsWorkspace(*problem);
 }
 
 // Runs the transform and returns what went wrong, or an empty string.
-const char* emulation_run(int dtype, int64_t n, int64_t rows, double scale, const void* x, void* y, void* workspace,
-                          int processors, int shared_bytes, int clusters, int schedule) {
+const char* emulation_run(const jax_hadacore::Problem* problem, const void* x, void* y, void* workspace, int processors,
+                          int shared_bytes, int clusters, int schedule) {
   using namespace jax_hadacore;
   constexpr size_t kItemSizes[] = {2, 2, 4, 8};
-  const size_t size = kItemSizes[dtype], count = static_cast<size_t>(rows * n);
+  const size_t size = kItemSizes[static_cast<int>(problem->dtype)], sum_size = std::max<size_t>(size, 4);
+  const size_t count = static_cast<size_t>(problem->rows * problem->n);
   emulation::error.clear();
   emulation::memories.clear();
   emulation::Watch(emulation::Operand("x", x, count * size, true, false, size));
   emulation::Watch(emulation::Operand("y", y, count * size, false, true, size));
   if (workspace)
-    emulation::Watch(emulation::Operand("the workspace", workspace, count * sizeof(float), true, true, sizeof(float)));
+    emulation::Watch(emulation::Operand("the workspace", workspace, count * sum_size, true, true, sum_size));
+  if (problem->signs_on_device) {
+    const size_t bytes = static_cast<size_t>(SignWords(problem->n)) * sizeof(uint32_t);
+    emulation::Watch(emulation::Operand("the signs", problem->signs, bytes, true, false, sizeof(uint32_t)));
+  }
   emulation::processors = processors;
   emulation::shared_bytes = shared_bytes;
   emulation::clusters = clusters != 0;
   emulation::schedule = schedule;
   const uint32_t before = emulation::launch;
-  const cudaError_t status = cuda::Enqueue({static_cast<Dtype>(dtype), n, rows, scale}, {x, y, workspace}, nullptr);
+  const cudaError_t status = cuda::Enqueue(*problem, {x, y, workspace}, nullptr);
   if (status != cudaSuccess && emulation::error.empty()) emulation::error = "invalid configuration";
   const uint32_t launches = emulation::launch - before;
   for (const emulation::Memory& memory : emulation::memories)

@@ -44,6 +44,8 @@ uint32_t Opaque(uint32_t v) {
   return v;
 }
 
+inline const uint32_t* Generic(const uint32_t* parameter) { return parameter; }
+
 inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
 inline void ArriveAtCluster() { emulation::ArriveAtCluster(); }
 inline void WaitForCluster() { emulation::WaitForCluster(); }

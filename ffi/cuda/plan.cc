@@ -1,0 +1,346 @@
+// plan.cc: which launches transform a problem.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+
+#include "kernels.h"
+#include "launch.h"
+#include "order_words.h"
+
+namespace jax_hadacore::cuda {
+namespace {
+
+int Log2(int64_t n) {
+  int bits = 0;
+  while (n > 1) n /= 2, ++bits;
+  return bits;
+}
+
+int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool Aligned(const void* x, const void* y) {
+  return (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % 16 == 0;
+}
+
+bool Is16Bit(const Problem& problem) { return problem.dtype == Dtype::kF16 || problem.dtype == Dtype::kBF16; }
+
+Work MakeWork(const void* x, void* y, int64_t count, int64_t n, int64_t stride, int64_t per_block, double scale) {
+  Work work{};
+  work.x = x, work.y = y;
+  work.count = count, work.n = n, work.stride = stride, work.per_block = per_block;
+  work.scale = scale, work.float_scale = static_cast<float>(scale);
+  work.words_before_signs = -1;
+  return work;
+}
+
+// Fewer elements than this a multiprocessor are few: they end soonest when spread thin.
+constexpr int64_t kMany = 2048;
+
+// How many consecutive rows a block takes. It works on one while the next is on its way, but all blocks that run at
+// once wait for the last: the cost in quarters of a row, of which a block's start takes about one.
+int64_t RowsPerBlock(const Kernel& kernel, int64_t rows, int64_t at_once) {
+  int64_t best = 1, least = INT64_MAX;
+  for (int64_t k = 1; k <= kernel.most_rows; ++k) {
+    const int64_t cost = DivideUp(rows, k * at_once) * (4 * k + 1);
+    if (cost < least) best = k, least = cost;
+  }
+  return best;
+}
+
+Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_t n, double scale, const Gpu& gpu) {
+  Launch launch = {kernel, MakeWork(x, y, rows, n, 1, kernel.per_block, scale), 0, {}};
+  Work& work = launch.work;
+  const int64_t at_once = int64_t{kernel.blocks_per_processor} * gpu.processors;
+  if (kernel.run_percent > 0 && rows >= 3 * at_once && rows <= kernel.most_turns * at_once) {
+    work.runs = at_once;
+    work.run_rows = rows * kernel.run_percent / 100 / at_once;
+  } else if (kernel.most_rows > 1) {
+    work.per_block = RowsPerBlock(kernel, rows, at_once);
+  }
+  const int64_t left = rows - work.runs * work.run_rows;
+  launch.blocks = kernel.blocks_per_row * (work.runs + DivideUp(left, work.per_block));
+  work.meet = kernel.blocks_per_row > 1 && x == y;
+  return launch;
+}
+
+// Two blocks that share a row can transform it in place where they can meet.
+bool MaySplit(const Kernel& split, const void* x, const void* y, const Gpu& gpu) {
+  return split.threads > 0 && split.shared_bytes <= gpu.shared_bytes && (gpu.clusters || x != y);
+}
+
+Launch OnRows(const RowsKernels& kernels, const void* x, void* y, int64_t rows, int64_t n, double scale,
+              const Gpu& gpu) {
+  if (rows * n <= kernels.split_elements * gpu.processors && MaySplit(kernels.split, x, y, gpu))
+    return OnRows(kernels.split, x, y, rows, n, scale, gpu);
+  const bool few = rows * n < kMany * gpu.processors || kernels.many.shared_bytes > gpu.shared_bytes;
+  return OnRows(few ? kernels.few : kernels.many, x, y, rows, n, scale, gpu);
+}
+
+// The launch of a kernel on the columns of (n, stride) tiles; all of a block's are in one tile.
+Launch OnColumns(const Kernel& kernel, const void* x, void* y, int64_t tiles, int64_t n, int64_t stride, double scale) {
+  const int64_t per_block = std::min(kernel.per_block, stride);
+  return {kernel, MakeWork(x, y, tiles * stride, n, stride, per_block, scale), tiles * stride / per_block, {}};
+}
+
+// What the kernels of a type take and give, one pass after the other. Sums are kept in `between`, which may be x or y.
+template <typename T>
+struct Passes {
+  using Sum = float;
+
+  // Transforms `rows` rows of n = 2^m elements of x.
+  static void OfElements(std::vector<Launch>& launches, const void* x, void* between, void* y, int64_t rows, int64_t n,
+                         double scale, const Gpu& gpu) {
+    if (n <= kOnePass) {
+      launches.push_back(OnRows(FindRowsKernels<T, T>(Log2(n), Aligned(x, y)), x, y, rows, n, scale, gpu));
+      return;
+    }
+    if (n == kOnePassSplit && gpu.clusters) {
+      const Kernel split = FindRowsKernels<T, T>(Log2(n), Aligned(x, y)).split;
+      if (MaySplit(split, x, y, gpu)) {
+        launches.push_back(OnRows(split, x, y, rows, n, scale, gpu));
+        return;
+      }
+    }
+    const int64_t parts = n / kOnePass;
+    launches.push_back(OnRows(FindRowsKernels<T, float>(Log2(kOnePass), Aligned(x, between)), x, between, rows * parts,
+                              kOnePass, 1, gpu));
+    launches.push_back(Last(between, y, rows, parts, kOnePass, scale));
+  }
+
+  // And of sums.
+  static void OfSums(std::vector<Launch>& launches, void* sums, void* y, int64_t rows, int64_t n, double scale,
+                     const Gpu& gpu) {
+    if (n <= kSharedVector) {
+      launches.push_back(OnRows(SharedKernel<float, T>(n), sums, y, rows, n, scale, gpu));
+      return;
+    }
+    const int64_t part = std::min(n, kOnePass);
+    launches.push_back(OnRows(FindRowsKernels<float, float>(Log2(part), Aligned(sums, sums)), sums, sums,
+                              rows * (n / part), part, 1, gpu));
+    launches.push_back(Last(sums, y, rows, n / part, part, scale));
+  }
+
+ private:
+  static Launch Last(const void* sums, void* y, int64_t rows, int64_t parts, int64_t part, double scale) {
+    const int bits = Log2(parts);
+    const bool in_registers = bits > 0 && bits <= kColumnsBits && Aligned(sums, y);
+    return OnColumns(in_registers ? ColumnsKernel<T>(bits) : SharedKernel<float, T>(parts), sums, y, rows, parts, part,
+                     scale);
+  }
+};
+
+template <>
+struct Passes<double> {
+  using Sum = double;
+
+  static void OfElements(std::vector<Launch>& launches, const void* x, void* between, void* y, int64_t rows, int64_t n,
+                         double scale, const Gpu& gpu) {
+    const auto kernel = SharedKernel<double, double>;
+    if (n <= kSharedVector) {
+      launches.push_back(OnRows(kernel(n), x, y, rows, n, scale, gpu));
+      return;
+    }
+    const int64_t parts = n / kSharedVector;
+    launches.push_back(OnRows(kernel(kSharedVector), x, between, rows * parts, kSharedVector, 1, gpu));
+    launches.push_back(OnColumns(kernel(parts), between, y, rows, parts, kSharedVector, scale));
+  }
+
+  static void OfSums(std::vector<Launch>& launches, void* sums, void* y, int64_t rows, int64_t n, double scale,
+                     const Gpu& gpu) {
+    OfElements(launches, sums, sums, y, rows, n, scale, gpu);
+  }
+};
+
+// ---- Factors that are no powers of two. ----
+
+// How an OrderRows kernel sees a row (order_rows.cuh).
+struct OrderLayout {
+  const Factor* first;   // the factor of the first step
+  const Factor* second;  // the columns' matrix, or null
+  int64_t power;         // of two, in the first step
+  int width;
+  int columns;
+};
+
+// None where no such kernel serves. Looks at the lengths alone.
+std::optional<OrderLayout> FindOrderLayout(const Problem& p) {
+  if (!Is16Bit(p) || p.factor_count == 0 || p.factors[0].values) return std::nullopt;
+  const int64_t power = PowerOfTwo(p);
+  if (p.factor_count == 1) {
+    const int64_t width = std::min<int64_t>(power, 8), columns = std::min<int64_t>(power / width, 16);
+    return OrderLayout{&p.factors[0], nullptr, power / width / columns, static_cast<int>(width),
+                       static_cast<int>(columns)};
+  }
+  const int64_t columns = p.factors[0].order, width = columns <= MostColumns(8) ? 8 : 4;
+  if (columns > MostColumns(static_cast<int>(width)) || power < width || p.factors[1].order % 2) return std::nullopt;
+  return OrderLayout{&p.factors[1], &p.factors[0], power / width, static_cast<int>(width), static_cast<int>(columns)};
+}
+
+// The words of the second step's matrix, as many to a row of it as ColumnMatrix has.
+int64_t SecondStepSize(const OrderLayout& layout) {
+  return layout.second ? MostColumns(layout.width) * SignWords(MostColumns(layout.width)) : 0;
+}
+
+int64_t OrderWords(const Problem& p, const OrderLayout& layout) {
+  return FirstStepSize(layout.first->order * layout.power) + SecondStepSize(layout) +
+         (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
+}
+
+// Whether one pass serves, with so many bytes of shared memory to a block.
+std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) {
+  const std::optional<OrderLayout> layout = FindOrderLayout(p);
+  if (!layout || OrderWords(p, *layout) > kManyWords || 2 * p.n > shared_bytes) return std::nullopt;
+  return layout;
+}
+
+Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b, const Gpu& gpu) {
+  const int64_t order = layout.first->order * layout.power, words = OrderWords(p, layout);
+  const bool matrix = layout.second;
+  const auto kernel = p.dtype == Dtype::kF16 ? OrderRowsKernel<F16> : OrderRowsKernel<BF16>;
+  Launch launch = {kernel(layout.width, layout.columns, matrix, static_cast<int>(words)),
+                   MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale),
+                   0,
+                   {}};
+
+  // A warp's 16 columns are of one row or of several, and there are to be about as many tasks as warps in a block.
+  const int64_t tasks_of_part = DivideUp(order, 16), rows_of_part = matrix ? 1 : DivideUp(16, layout.columns);
+  int64_t rows = rows_of_part * DivideUp(kOrderWarps, tasks_of_part);
+  // Fewer rows where there are few, or little shared memory; but a block's first row is to be aligned.
+  const int64_t least = DivideUp(8, p.n & -p.n);
+  rows = std::min({rows, DivideUp(p.rows, gpu.processors), gpu.shared_bytes / (2 * p.n)});
+  rows = std::max<int64_t>(rows / least * least, 2 * p.n * least <= gpu.shared_bytes ? least : 1);
+  const int64_t tasks = tasks_of_part * DivideUp(rows, rows_of_part);
+  const int64_t warps = DivideUp(tasks, DivideUp(tasks, kOrderWarps));
+  launch.kernel.threads = static_cast<int>(32 * warps);
+  launch.kernel.shared_bytes = static_cast<int>(2 * p.n * rows);
+  launch.blocks = DivideUp(p.rows, rows);
+
+  Work& work = launch.work;
+  work.per_block = rows;
+  work.order = static_cast<int>(order);
+  work.columns = layout.columns;
+  work.swizzle = matrix || layout.columns == 1 ? kNoSwizzle : Log2(layout.columns) + 1;
+  work.aligned = Aligned(b.x, b.y) && rows * p.n % 8 == 0;
+
+  launch.words = *FirstStepWords(*layout.first, layout.power);
+  if (matrix) {
+    const int64_t row_words = SignWords(MostColumns(layout.width)), given = SignWords(layout.columns);
+    const size_t start = launch.words.size();
+    launch.words.resize(start + static_cast<size_t>(SecondStepSize(layout)));
+    for (int row = 0; row < layout.columns; ++row)
+      std::copy_n(layout.second->signs + row * given, given,
+                  &launch.words[start + static_cast<size_t>(row * row_words)]);
+  }
+  if (p.signs) {
+    work.words_before_signs = static_cast<int>(launch.words.size());
+    work.signs_last = p.signs_last;
+    if (p.signs_on_device) {
+      work.device_signs = p.signs;
+    } else {
+      launch.words.insert(launch.words.end(), p.signs, p.signs + SignWords(p.n));
+    }
+  }
+  return launch;
+}
+
+// How many rows of a factor's matrix one launch has words for.
+int64_t RowsOfLaunch(const Factor& factor, int64_t sum_bytes) {
+  return kManyWords / (factor.values ? factor.order * sum_bytes / 4 : SignWords(factor.order));
+}
+
+// Multiplies the factor's index of (tiles, order, stride) arrays; y may be x where one launch does it.
+template <typename In, typename Sum>
+void MultiplyByFactor(std::vector<Launch>& launches, const Factor& factor, const void* x, void* y, int64_t tiles,
+                      int64_t stride) {
+  const int64_t most = RowsOfLaunch(factor, sizeof(Sum));
+  for (int64_t first = 0; first < factor.order; first += most) {
+    const int64_t rows = std::min(most, factor.order - first);
+    const Kernel kernel = FactorKernel<In, Sum>(factor.order, factor.values);
+    Launch launch = {kernel,
+                     MakeWork(x, y, tiles * stride, factor.order, stride, kernel.per_block, 1),
+                     DivideUp(tiles * stride, kernel.per_block),
+                     {}};
+    launch.work.order = static_cast<int>(first);
+    launch.work.columns = static_cast<int>(rows);
+    if (factor.values) {
+      const std::vector<Sum> values(factor.values + first * factor.order,
+                                    factor.values + (first + rows) * factor.order);
+      launch.words.resize(values.size() * sizeof(Sum) / sizeof(uint32_t));
+      std::memcpy(launch.words.data(), values.data(), values.size() * sizeof(Sum));
+    } else {
+      const uint32_t* const signs = factor.signs + first * SignWords(factor.order);
+      launch.words.assign(signs, signs + rows * SignWords(factor.order));
+    }
+    launches.push_back(std::move(launch));
+  }
+}
+
+template <typename T>
+void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, void* y) {
+  constexpr int64_t kMost = 32 * kManyWords;
+  for (int64_t first = 0; first < p.n; first += kMost) {
+    const int64_t band = p.signs_on_device ? p.n : std::min(kMost, p.n - first);
+    const Kernel kernel = SignsKernel<T>();
+    Launch launch = {kernel,
+                     MakeWork(x, y, p.rows * band, p.n, 1, kernel.per_block, 1),
+                     DivideUp(p.rows * band, kernel.per_block),
+                     {}};
+    launch.work.order = static_cast<int>(first);
+    launch.work.columns = static_cast<int>(band);
+    launch.work.words_before_signs = 0;
+    if (p.signs_on_device) {
+      launch.work.device_signs = p.signs;
+      launches.push_back(std::move(launch));
+      return;
+    }
+    const uint32_t* const signs = p.signs + first / 32;
+    launch.words.assign(signs, signs + SignWords(band));
+    launches.push_back(std::move(launch));
+  }
+}
+
+// One pass after the other, what comes first in the row's sum first.
+template <typename T, typename Storage>
+std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
+  if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) return {OnOrderRows(p, *layout, b, gpu)};
+  std::vector<Launch> launches;
+  const void* x = b.x;
+  if (p.signs && !p.signs_last) {
+    ApplySigns<Storage>(launches, p, x, b.y);
+    x = b.y;
+  }
+  void* const between = NeedsWorkspace(p) ? b.workspace : b.y;
+  if (p.factor_count == 0) {
+    Passes<T>::OfElements(launches, x, between, b.y, p.rows, p.n, p.scale, gpu);
+  } else {
+    using Sum = typename Passes<T>::Sum;
+    // The last factor, whose order is the largest, comes first, as it may take several launches.
+    const Factor& last = p.factors[p.factor_count - 1];
+    const int64_t power = PowerOfTwo(p), stride = power * last.order;
+    MultiplyByFactor<T, Sum>(launches, last, x, between, p.rows * (p.n / stride), power);
+    if (p.factor_count == 2) MultiplyByFactor<Sum, Sum>(launches, p.factors[0], between, between, p.rows, stride);
+    Passes<T>::OfSums(launches, between, b.y, p.rows * (p.n / power), power, p.scale, gpu);
+  }
+  if (p.signs && p.signs_last) ApplySigns<Storage>(launches, p, b.y, b.y);
+  return launches;
+}
+
+}  // namespace
+
+bool NeedsWorkspace(const Problem& problem) {
+  if (problem.factor_count == 0) return Is16Bit(problem) && problem.n > kOnePass;
+  return !OnePassOrder(problem, kLeastShared);
+}
+
+std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const Gpu& gpu) {
+  switch (problem.dtype) {
+    case Dtype::kF16: return PlanFor<F16, uint16_t>(problem, buffers, gpu);
+    case Dtype::kBF16: return PlanFor<BF16, uint16_t>(problem, buffers, gpu);
+    case Dtype::kF32: return PlanFor<float, float>(problem, buffers, gpu);
+    case Dtype::kF64: return PlanFor<double, double>(problem, buffers, gpu);
+  }
+  return {};
+}
+
+}  // namespace jax_hadacore::cuda

@@ -1,0 +1,26 @@
+// signs.cuh: reads packed signs (problem.h).
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+#include "fragment.cuh"
+
+namespace jax_hadacore::cuda {
+
+// 1 where element i is minus.
+__device__ __forceinline__ uint32_t SignBit(const uint32_t* signs, int i) {
+  return signs[i / 32] >> (i % 32 / 2 + i % 2 * 16) & 1;
+}
+
+// The signs of a word's elements 2 pair and 2 pair + 1, where two packed 16-bit numbers have theirs.
+__device__ __forceinline__ uint32_t PairSigns(uint32_t word, int pair) { return word << (15 - pair) & kAllSigns; }
+
+// The same as packed numbers of +-1.
+template <typename T>
+__device__ __forceinline__ uint32_t SignedOnes(uint32_t word, int pair) {
+  constexpr uint32_t kOnes = std::is_same_v<T, F16> ? 0x3c003c00 : 0x3f803f80;
+  return PairSigns(word, pair) ^ kOnes;
+}
+
+}  // namespace jax_hadacore::cuda

@@ -1,5 +1,6 @@
 """Two ways to run the CUDA kernels alone, on arrays with guards around them: emulated on the host, and on the GPU."""
 
+import contextlib
 import ctypes
 import math
 import os
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from cases import DTYPES, HALVES, assert_same_bits
+from cases import DTYPES, assert_same_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests" / "emulation"
@@ -81,18 +82,73 @@ def assert_guards_are_whole(buffer):
     assert (buffer.raw[buffer.offset + buffer.array.nbytes :] == CANARY).all()
 
 
+class FactorStruct(ctypes.Structure):
+    _fields_ = [("order", ctypes.c_int64), ("signs", ctypes.c_void_p), ("values", ctypes.c_void_p)]
+
+
+class ProblemStruct(ctypes.Structure):
+    """The Problem of ffi/problem.h."""
+
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        ("n", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("factor_count", ctypes.c_int),
+        ("factors", FactorStruct * 2),
+        ("signs", ctypes.c_void_p),
+        ("signs_last", ctypes.c_bool),
+        ("signs_on_device", ctypes.c_bool),
+    ]
+
+
+def pack(negative):
+    """Packs rows of booleans as ffi/problem.h says: 32 to a word, of which even ones are in the low half."""
+    negative = np.asarray(negative)
+    padded = np.zeros((*negative.shape[:-1], -(-negative.shape[-1] // 32) * 32), np.uint32)
+    padded[..., : negative.shape[-1]] = negative
+    pairs = padded.reshape(*negative.shape[:-1], -1, 16, 2)
+    words = pairs[..., 0] << np.arange(16, dtype=np.uint32) | pairs[..., 1] << np.arange(16, 32, dtype=np.uint32)
+    return np.bitwise_or.reduce(words, axis=-1)
+
+
+class Request(NamedTuple):
+    """What a kernel is asked for. `factors` are matrices of signs, or one of other values, the slowest first."""
+
+    dtype: np.dtype
+    n: int
+    rows: int
+    scale: float = 1.0
+    factors: tuple[np.ndarray, ...] = ()
+    signs: np.ndarray | None = None
+    signs_last: bool = False
+    signs_on_device: bool = False
+
+    @property
+    def has_values(self):
+        return any((abs(factor) != 1).any() for factor in self.factors)
+
+    @property
+    def words_of_factors(self):
+        words = [pack(factor < 0).ravel() for factor in self.factors]
+        return np.concatenate(words) if words else np.zeros(0, np.uint32)
+
+
 class Kernel:
     """Transforms the rows of an array that has guards around it; subclasses say where."""
 
-    def __call__(self, x, scale=None, *, inplace=False, offsets=(0, 0), **schedule):
-        """`offsets` of operand and result from alignment are in elements; `schedule` is for the emulator."""
+    def __call__(self, x, scale=None, *, inplace=False, offsets=(0, 0), **more):
+        """`offsets` of operand and result from alignment are in elements; more: of a Request, or for the emulator."""
         rows, n = x.shape
+        of_request = {name: more.pop(name) for name in Request._fields if name in more}
+        request = Request(x.dtype, n, rows, n**-0.5 if scale is None else scale, **of_request)
         operand = guarded(x.shape, x.dtype, offsets[0])
         operand.array[:] = x
         result = operand if inplace else guarded(x.shape, x.dtype, offsets[1])
-        workspace = guarded(x.shape if x.dtype in HALVES and n > ONE_PASS else (0,), FLOAT32)
+        shape = x.shape if self.needs_workspace(request) else (0,)
+        workspace = guarded(shape, x.dtype if x.dtype.itemsize == 8 else FLOAT32)
         buffers = (operand, result, workspace)
-        self._run((x.dtype, n, rows, n**-0.5 if scale is None else scale), buffers, schedule)
+        self._run(request, buffers, more)
         for buffer in buffers:
             assert_guards_are_whole(buffer)
         if not inplace:
@@ -114,6 +170,8 @@ class PlannedLaunch(ctypes.Structure):
             "count",
             "n",
             "stride",
+            "words",
+            "most_words",
         )
     ]
 
@@ -126,54 +184,101 @@ class Emulator(Kernel):
         self._library.emulation_run.restype = ctypes.c_char_p
 
     def plan(
-        self, dtype, n, rows, processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED, *, clusters=True, inplace=False
+        self, dtype, n, rows, processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED, *, clusters=True, inplace=False, **more
     ):
-        launches = (PlannedLaunch * 2)()
-        count = self._library.emulation_plan(
-            DTYPES.index(dtype),
-            ctypes.c_int64(n),
-            ctypes.c_int64(rows),
-            processors,
-            shared_bytes,
-            clusters,
-            inplace,
-            launches,
-        )
+        launches = (PlannedLaunch * 8)()
+        with self._problem(Request(dtype, n, rows, **more)) as problem:
+            count = self._library.emulation_plan(
+                problem, processors, shared_bytes, clusters, inplace, launches, len(launches)
+            )
+        assert count <= len(launches)
         return launches[:count]
 
-    def _run(self, problem, buffers, schedule):
-        dtype, n, rows, scale = problem
-        failure = self._library.emulation_run(
-            DTYPES.index(dtype),
-            ctypes.c_int64(n),
-            ctypes.c_int64(rows),
-            ctypes.c_double(scale),
-            *(buffer.array.ctypes if buffer.array.size else None for buffer in buffers),
-            schedule.get("processors", MANY_PROCESSORS),
-            schedule.get("shared_bytes", MOST_SHARED),
-            schedule.get("clusters", True),
-            schedule.get("order", 0),
-        )
+    def needs_workspace(self, request):
+        with self._problem(request) as problem:
+            return bool(self._library.emulation_needs_workspace(problem))
+
+    def _run(self, request, buffers, schedule):
+        with self._problem(request) as problem:
+            failure = self._library.emulation_run(
+                problem,
+                *(buffer.array.ctypes if buffer.array.size else None for buffer in buffers),
+                schedule.get("processors", MANY_PROCESSORS),
+                schedule.get("shared_bytes", MOST_SHARED),
+                schedule.get("clusters", True),
+                schedule.get("order", 0),
+            )
         assert failure == b"", failure.decode()
+
+    @contextlib.contextmanager
+    def _problem(self, request):
+        problem = ProblemStruct(DTYPES.index(request.dtype), request.n, request.rows, request.scale)
+        kept = []
+
+        def address_of(array):
+            kept.append(np.ascontiguousarray(array))
+            return kept[-1].ctypes.data
+
+        for factor in request.factors:
+            values = address_of(np.float64(factor)) if request.has_values else None
+            problem.factors[problem.factor_count] = (len(factor), address_of(pack(factor < 0)), values)
+            problem.factor_count += 1
+        if request.signs is not None:
+            problem.signs = address_of(pack(request.signs < 0))
+            problem.signs_last, problem.signs_on_device = request.signs_last, request.signs_on_device
+        yield ctypes.byref(problem)
 
 
 class Gpu(Kernel):
     """The kernels on the default GPU, without JAX around them."""
 
-    def _run(self, problem, buffers, schedule):
+    def needs_workspace(self, request):
+        from jax_hadacore import _cuda  # noqa: PLC0415  only where there is a GPU
+
+        with native_problem(request) as problem:
+            return _cuda.needs_workspace(problem)
+
+    def _run(self, request, buffers, schedule):
         del schedule
         memories = {id(buffer.raw): buffer.raw for buffer in buffers}  # one for both where in place
         on_device = jax.block_until_ready(jax.device_put(memories, jax.devices("gpu")[0]))
-        transform_on_gpu(*problem, *(address(on_device[id(b.raw)]) + b.offset for b in buffers))
+        transform_on_gpu(request, *(address(on_device[id(b.raw)]) + b.offset for b in buffers))
         for key, memory in memories.items():
             memory[:] = np.asarray(on_device[key])
 
 
-def transform_on_gpu(dtype, n, rows, scale, *addresses):
+@contextlib.contextmanager
+def native_problem(request):
+    """A request for jax_hadacore._cuda."""
+    from jax_hadacore import _cuda  # noqa: PLC0415  only where there is a GPU
+
+    words, values, signs = request.words_of_factors, None, None
+    if request.has_values:
+        values = np.float64(request.factors[0])
+    if request.signs is not None:
+        signs = pack(request.signs < 0)
+        if request.signs_on_device:
+            signs = jax.block_until_ready(jax.device_put(signs, jax.devices("gpu")[0]))
+    yield _cuda.Problem(
+        getattr(_cuda.Dtype, request.dtype.name),
+        request.n,
+        request.rows,
+        request.scale,
+        orders=[len(factor) for factor in request.factors],
+        factors=words.ctypes.data,
+        matrix=0 if values is None else values.ctypes.data,
+        signs=0 if signs is None else signs.ctypes.data if isinstance(signs, np.ndarray) else address(signs),
+        signs_last=request.signs_last,
+        signs_on_device=request.signs_on_device,
+    )
+
+
+def transform_on_gpu(request, *addresses):
     """Transforms memory at device addresses of operand, result and workspace on a stream of its own, and waits."""
     from jax_hadacore import _cuda  # noqa: PLC0415  only where there is a GPU
 
-    _cuda.transform(_cuda.Problem(getattr(_cuda.Dtype, np.dtype(dtype).name), n, rows, scale), *addresses)
+    with native_problem(request) as problem:
+        _cuda.transform(problem, *addresses)
 
 
 def address(array):

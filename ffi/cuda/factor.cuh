@@ -31,17 +31,18 @@ struct Entries {
   }
 };
 
-// The sum of entries[i] * v[i * kFactorColumns]. Sums of 8 terms are summed by eights, and these sums: the error grows
-// with the number of additions that a term goes through.
+// The sum of entries[i] * v[i * kFactorColumns]. Eight terms are summed as a tree, eight such sums one after the other,
+// and so what these give: the error grows with the number of additions that a term goes through.
 template <typename A, bool kValues>
 __device__ __forceinline__ A Dot(const Entries<A, kValues>& entries, const A* v, int count) {
   A total = 0;
   for (int i = 0; i < count; i += 64) {
     A of_64 = 0;
     for (int j = i; j < count && j < i + 64; j += 8) {
-      A of_8 = 0;
-      for (int k = j; k < count && k < j + 8; ++k) of_8 = fma(entries[k], v[k * kFactorColumns], of_8);
-      of_64 += of_8;
+      A terms[8];
+#pragma unroll
+      for (int k = 0; k < 8; ++k) terms[k] = j + k < count ? entries[j + k] * v[(j + k) * kFactorColumns] : 0;
+      of_64 += ((terms[0] + terms[1]) + (terms[2] + terms[3])) + ((terms[4] + terms[5]) + (terms[6] + terms[7]));
     }
     total += of_64;
   }

@@ -24,6 +24,7 @@ constexpr int Max(int a, int b) { return a > b ? a : b; }
 // An element type as kernels store it: rounded from float32, which is the only rounding.
 template <typename T>
 struct Element {
+  static_assert(std::is_same_v<T, F16> || std::is_same_v<T, BF16>, "other types are below");
   using Storage = uint16_t;
   static __device__ __forceinline__ Storage Round(float v) { return static_cast<Storage>(Pack<T>(v, 0)); }
   // 2 or 4 consecutive elements, to an address aligned to their size.
@@ -50,6 +51,12 @@ struct Element<float> {
       *reinterpret_cast<float2*>(to) = make_float2(v[0] * scale, v[1] * scale);
     }
   }
+};
+
+template <>
+struct Element<double> {
+  using Storage = double;
+  static __device__ __forceinline__ double Round(double v) { return v; }
 };
 
 // Unnormalised butterflies among a lane's slots, of strides kFirst, 2 kFirst, ... kSpan / 2.

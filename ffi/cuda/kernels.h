@@ -44,16 +44,23 @@ extern template Kernel SharedKernel<float, BF16>(int64_t);
 extern template Kernel SharedKernel<float, float>(int64_t);
 extern template Kernel SharedKernel<double, double>(int64_t);
 
-// Rows of 16-bit elements whose length is no power of two, in one pass (order_rows.cuh): groups of `width` elements, up
-// to 16 columns, or, with a matrix for these, up to MostColumns(width).
-constexpr int64_t kOrderWarps = 8;  // in a block, at most
-constexpr int kNoSwizzle = 28;
+// Rows of 16-bit elements whose length is no power of two, in one pass; warps in a block, at most.
+constexpr int64_t kOrderWarps = 8;
+
+// Of groups of 8 elements in 2, 4, 8 or 16 columns (order_rows.cuh).
+template <typename T>
+Kernel OrderRowsKernel(int words);
+
+extern template Kernel OrderRowsKernel<F16>(int);
+extern template Kernel OrderRowsKernel<BF16>(int);
+
+// Of groups of up to 8 elements; with two orders of groups of 8 or 4, one order up to MostColumns (group_rows.cuh).
 constexpr int MostColumns(int width) { return width == 8 ? 16 : 48; }
 template <typename T>
-Kernel OrderRowsKernel(int width, int columns, bool matrix, int words);
+Kernel GroupRowsKernel(int width, bool two_orders);
 
-extern template Kernel OrderRowsKernel<F16>(int, int, bool, int);
-extern template Kernel OrderRowsKernel<BF16>(int, int, bool, int);
+extern template Kernel GroupRowsKernel<F16>(int, bool);
+extern template Kernel GroupRowsKernel<BF16>(int, bool);
 
 // Factors and signs by themselves, for what is left (factor.cuh).
 template <typename In, typename A>

@@ -42,6 +42,8 @@ NB_MODULE(_cuda, m) {
   m.def("device_problem", cuda::DeviceProblem, "Why the kernels cannot run on the current GPU, or ''.");
 
   BindProblem(m);
+  m.def("needs_workspace", cuda::NeedsWorkspace, "problem"_a,
+        "Whether a transform needs a workspace of the operand's shape, of float32 or, for float64, of that.");
   m.def("measure", Measure, "problem"_a, "x"_a, "y"_a, "workspace"_a = 0, "sets"_a = 1, "launches"_a = 1,
         "replays"_a = 10,
         "Milliseconds of the transform, a copy kernel and cudaMemcpyAsync on buffers at device addresses.");

@@ -154,10 +154,10 @@ struct Passes<double> {
 
 // ---- Factors that are no powers of two. ----
 
-// How an OrderRows kernel sees a row (order_rows.cuh).
+// How a kernel of order_rows.cuh or group_rows.cuh sees a row.
 struct OrderLayout {
   const Factor* first;   // the factor of the first step
-  const Factor* second;  // the columns' matrix, or null
+  const Factor* second;  // that of the columns, or null
   int64_t power;         // of two, in the first step
   int width;
   int columns;
@@ -166,15 +166,17 @@ struct OrderLayout {
 // None where no such kernel serves. Looks at the lengths alone.
 std::optional<OrderLayout> FindOrderLayout(const Problem& p) {
   if (!Is16Bit(p) || p.factor_count == 0 || p.factors[0].values) return std::nullopt;
+  const Factor &slow = p.factors[0], &last = p.factors[p.factor_count - 1];
+  // Elements come in pairs of neighbouring rows of the first matrix.
+  if (last.order % 2) return std::nullopt;
   const int64_t power = PowerOfTwo(p);
   if (p.factor_count == 1) {
     const int64_t width = std::min<int64_t>(power, 8), columns = std::min<int64_t>(power / width, 16);
-    return OrderLayout{&p.factors[0], nullptr, power / width / columns, static_cast<int>(width),
-                       static_cast<int>(columns)};
+    return OrderLayout{&last, nullptr, power / width / columns, static_cast<int>(width), static_cast<int>(columns)};
   }
-  const int64_t columns = p.factors[0].order, width = columns <= MostColumns(8) ? 8 : 4;
-  if (columns > MostColumns(static_cast<int>(width)) || power < width || p.factors[1].order % 2) return std::nullopt;
-  return OrderLayout{&p.factors[1], &p.factors[0], power / width, static_cast<int>(width), static_cast<int>(columns)};
+  const int width = slow.order <= MostColumns(8) ? 8 : 4;
+  if (slow.order > MostColumns(width) || power < width) return std::nullopt;
+  return OrderLayout{&last, &slow, power / width, width, static_cast<int>(slow.order)};
 }
 
 // The words of the second step's matrix, as many to a row of it as ColumnMatrix has.
@@ -187,44 +189,48 @@ int64_t OrderWords(const Problem& p, const OrderLayout& layout) {
          (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
 }
 
+constexpr int64_t kZeros = 16;  // bytes of shared memory behind a block's rows
+
 // Whether one pass serves, with so many bytes of shared memory to a block.
 std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) {
   const std::optional<OrderLayout> layout = FindOrderLayout(p);
-  if (!layout || OrderWords(p, *layout) > kManyWords || 2 * p.n > shared_bytes) return std::nullopt;
+  if (!layout || OrderWords(p, *layout) > kManyWords || 2 * p.n + kZeros > shared_bytes) return std::nullopt;
   return layout;
 }
 
 Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b, const Gpu& gpu) {
-  const int64_t order = layout.first->order * layout.power, words = OrderWords(p, layout);
-  const bool matrix = layout.second;
-  const auto kernel = p.dtype == Dtype::kF16 ? OrderRowsKernel<F16> : OrderRowsKernel<BF16>;
-  Launch launch = {kernel(layout.width, layout.columns, matrix, static_cast<int>(words)),
+  const int64_t order = layout.first->order * layout.power;
+  const int words = static_cast<int>(OrderWords(p, layout));
+  const bool half = p.dtype == Dtype::kF16, two_orders = layout.second, grouped = two_orders || layout.columns == 1;
+  const auto order_rows = half ? OrderRowsKernel<F16> : OrderRowsKernel<BF16>;
+  const auto group_rows = half ? GroupRowsKernel<F16> : GroupRowsKernel<BF16>;
+  Launch launch = {grouped ? group_rows(layout.width, two_orders) : order_rows(words),
                    MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale),
                    0,
                    {}};
 
   // A warp's 16 columns are of one row or of several, and there are to be about as many tasks as warps in a block.
-  const int64_t tasks_of_part = DivideUp(order, 16), rows_of_part = matrix ? 1 : DivideUp(16, layout.columns);
+  const int64_t tasks_of_part = DivideUp(order, 16), rows_of_part = two_orders ? 1 : DivideUp(16, layout.columns);
   int64_t rows = rows_of_part * DivideUp(kOrderWarps, tasks_of_part);
   // Fewer rows where there are few, or little shared memory; but a block's first row is to be aligned.
   const int64_t least = DivideUp(8, p.n & -p.n);
-  rows = std::min({rows, DivideUp(p.rows, gpu.processors), gpu.shared_bytes / (2 * p.n)});
-  rows = std::max<int64_t>(rows / least * least, 2 * p.n * least <= gpu.shared_bytes ? least : 1);
+  rows = std::min({rows, DivideUp(p.rows, gpu.processors), (gpu.shared_bytes - kZeros) / (2 * p.n)});
+  rows = std::max<int64_t>(rows / least * least, 2 * p.n * least + kZeros <= gpu.shared_bytes ? least : 1);
   const int64_t tasks = tasks_of_part * DivideUp(rows, rows_of_part);
   const int64_t warps = DivideUp(tasks, DivideUp(tasks, kOrderWarps));
   launch.kernel.threads = static_cast<int>(32 * warps);
-  launch.kernel.shared_bytes = static_cast<int>(2 * p.n * rows);
+  launch.kernel.shared_bytes = static_cast<int>(2 * p.n * rows + kZeros);
   launch.blocks = DivideUp(p.rows, rows);
 
   Work& work = launch.work;
   work.per_block = rows;
   work.order = static_cast<int>(order);
   work.columns = layout.columns;
-  work.swizzle = matrix || layout.columns == 1 ? kNoSwizzle : Log2(layout.columns) + 1;
+  work.column_bits = Log2(layout.columns);
   work.aligned = Aligned(b.x, b.y) && rows * p.n % 8 == 0;
 
   launch.words = *FirstStepWords(*layout.first, layout.power);
-  if (matrix) {
+  if (two_orders) {
     const int64_t row_words = SignWords(MostColumns(layout.width)), given = SignWords(layout.columns);
     const size_t start = launch.words.size();
     launch.words.resize(start + static_cast<size_t>(SecondStepSize(layout)));

@@ -57,13 +57,18 @@ __device__ __forceinline__ void WaitForCluster() {
 #endif
 }
 
+// An address in shared memory.
+using SharedAddress = uint32_t;
+__device__ __forceinline__ SharedAddress AddressOf(const void* shared) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(shared));
+}
+
 // Copies 16 bytes from global to shared memory, `kOffset` bytes behind both addresses; they are there after
 // FinishCopies(), for the thread that copies. The offset is part of the instruction, which saves additions.
 template <int kOffset>
 __device__ __forceinline__ void StartCopy(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "n"(kOffset), "n"(kOffset)
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(AddressOf(shared)), "l"(global),
+               "n"(kOffset), "n"(kOffset)
                : "memory");
 }
 __device__ __forceinline__ void FinishCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
@@ -81,6 +86,15 @@ __device__ __forceinline__ const uint32_t* Generic(const uint32_t* parameter) {
   const uint32_t* address;
   asm("mov.b64 %0, %1;" : "=l"(address) : "l"(parameter));
   return address;
+}
+
+// Four 8x8 matrices of 16-bit elements, whose rows lanes 0 to 7, 8 to 15, ... name, transposed: of each a lane gets
+// the elements (2 c, g) and (2 c + 1, g), c = lane % 4 and g = lane / 4.
+__device__ __forceinline__ void LoadMatrices(uint32_t (&d)[4], SharedAddress row) {
+  asm("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(row)
+      : "memory");
 }
 
 // A B + c on the tensor cores, by one warp: A 16x16 (row-major fragment), B 16x8 (column-major), float32 sums.

@@ -8,12 +8,6 @@ namespace jax_hadacore::cuda {
 
 constexpr int kSharedThreads = 256;
 
-template <>
-struct Element<double> {
-  using Storage = double;
-  static __device__ __forceinline__ double Round(double v) { return v; }
-};
-
 // Shared memory holds a block's vectors in the order of their addresses, so that loads and stores are coalesced and one
 // loop of butterflies serves rows (whose elements are 1 apart) and columns (whose elements are per_block apart).
 template <typename A, typename Out>

@@ -21,10 +21,11 @@ struct Work {
   double scale;
   float float_scale;  // the same for all but doubles: a kernel would be slow to convert it
 
-  // Of rows whose length is no power of two (order_rows.cuh; factor.cuh has its own use of the first two):
+  // Of rows whose length is no power of two (order_rows.cuh, group_rows.cuh; factor.cuh has its own use of the first
+  // two):
   int order;                     // of the first step's matrix
   int columns;                   // that the second step transforms
-  int swizzle;                   // see OrderSwizzle
+  int column_bits;               // log2 of that, where it is a power of two
   bool aligned;                  // to 16 bytes: x, y and every block's first row
   const uint32_t* device_signs;  // of the elements; null where they are among the words, or there are none
   int words_before_signs;        // among the words; -1 where there are no signs

@@ -30,6 +30,7 @@ Index BlockSize();
 #define blockIdx (::emulation::BlockIndex())
 
 using std::fma;
+using std::max;
 using std::min;
 
 struct alignas(8) uint2 {

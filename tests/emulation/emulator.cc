@@ -25,6 +25,7 @@
 #include "cuda/launch.h"
 #include "device.h"
 #include "warp.h"
+#undef blockDim  // is a member of cudaLaunchConfig_t here
 
 namespace emulation {
 namespace {
@@ -199,13 +200,10 @@ int WordsOf(const void* function) {
   static const std::map<const void*, int> all = [] {
     std::map<const void*, int> words;
     const auto add = [&](const Kernel& kernel) { words[kernel.function] = kernel.words; };
-    for (const int count : {kFewWords, kManyWords})
-      for (const bool matrix : {false, true})
-        for (const int width : {1, 2, 4, 8})
-          for (const int columns : {8, 16}) {
-            add(OrderRowsKernel<F16>(width, columns, matrix, count));
-            add(OrderRowsKernel<BF16>(width, columns, matrix, count));
-          }
+    for (const int count : {kFewWords, kManyWords}) add(OrderRowsKernel<F16>(count)), add(OrderRowsKernel<BF16>(count));
+    for (const int width : {1, 2, 4, 8})
+      for (const bool two_orders : {false, true})
+        add(GroupRowsKernel<F16>(width, two_orders)), add(GroupRowsKernel<BF16>(width, two_orders));
     for (const bool values : {false, true}) {
       add(FactorKernel<F16, float>(1, values));
       add(FactorKernel<BF16, float>(1, values));
@@ -319,7 +317,7 @@ Memory Operand(const char* name, const void* begin, size_t bytes, bool read, boo
 
 Memory Shared(const void* begin, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(begin);
-  return {"shared memory", address, address + bytes, true, true, true, sizeof(float), {}};
+  return {"shared memory", address, address + bytes, true, true, true, sizeof(uint16_t), {}};
 }
 
 // That no access is missing, neither in a kernel nor among those that it is compiled to report.

@@ -101,6 +101,26 @@ void MultiplyMatrices(void* const (&arguments)[32]) {
   each_result([&](Operands& lane, int i, int row, int column) { lane.d[i] = Dot(a[row], b[column], c[row][column]); });
 }
 
+// ldmatrix.sync.aligned.m8n8.x4.trans of one lane.
+struct Matrices {
+  uint32_t* d;
+  const uint16_t* row;
+};
+
+// "Warp-level matrix load instruction: ldmatrix": register m is of matrix m, whose rows come from threads 8 m to 8 m
+// + 7.
+void Transpose(void* const (&arguments)[32]) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int m = 0; m < 4; ++m) {
+      const auto element = [&](int row, int column) {
+        return static_cast<uint32_t>(static_cast<const Matrices*>(arguments[8 * m + row])->row[column]);
+      };
+      const int row = lane % 4 * 2, column = lane >> 2;
+      static_cast<const Matrices*>(arguments[lane])->d[m] = element(row, column) | element(row + 1, column) << 16;
+    }
+}
+
+constexpr Collective kTranspose = {"ldmatrix", Transpose};
 constexpr Collective kMultiplyMatrices[] = {{"mma f16", MultiplyMatrices}, {"mma bf16", MultiplyMatrices}};
 
 }  // namespace
@@ -110,6 +130,11 @@ uint32_t Pack(Half type, float low, float high) {
 }
 
 float Unpack(Half type, uint32_t packed, int i) { return static_cast<float>(Widen(type, packed, i)); }
+
+void ExchangeMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]) {
+  Matrices matrices = {d, row};
+  Meet(kTranspose, &matrices);
+}
 
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                        const float (&c)[4]) {

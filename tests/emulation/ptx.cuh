@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace emulation {
@@ -9,6 +10,7 @@ namespace emulation {
 enum class Half { kF16, kBF16 };
 uint32_t Pack(Half type, float low, float high);
 float Unpack(Half type, uint32_t packed, int i);
+void ExchangeMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]);
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]);
 
 void WaitForPreviousLaunch();
@@ -59,6 +61,16 @@ inline void FinishCopies() {
   void* to;
   const void* from;
   while (emulation::NextCopy(to, from)) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+
+using SharedAddress = const char*;
+inline SharedAddress AddressOf(const void* shared) { return static_cast<SharedAddress>(shared); }
+
+inline void LoadMatrices(uint32_t (&d)[4], SharedAddress row) {
+  const uint4 v = *reinterpret_cast<const uint4*>(row);
+  uint16_t elements[8];
+  std::memcpy(elements, &v, sizeof v);
+  emulation::ExchangeMatrices(d, elements);
 }
 
 template <typename T>

@@ -1,0 +1,202 @@
+// group_rows.cuh: 16-bit rows of k * 2^m elements, m <= 3, and of k * l * 2^m with two orders, in one pass. As in
+// order_rows.cuh the first step comes on the elements as they are, and what follows in the registers of one warp.
+#pragma once
+
+#include "order_stage.cuh"
+
+namespace jax_hadacore::cuda {
+
+// A row is an array of groups of kWidth consecutive elements, (j, a): a is the index of the first step's matrix, which
+// covers one order and the power of two's high bits, and j that of the other order, if there is one, whose matrix is
+// multiplied in the second step. A warp computes 16 a's of 8 kTiles columns: of all j's, or of that many rows.
+template <typename T_, int kWidth_, int kTiles_, bool kTwoOrders_>
+struct GroupShape {
+  using T = T_;
+  static constexpr int kWidth = kWidth_;
+  static constexpr int kTiles = kTiles_;
+  static constexpr bool kTwoOrders = kTwoOrders_;
+  static constexpr int kColumns = 8 * kTiles;
+  static constexpr int kWordsOfColumn = (kColumns + 31) / 32;  // of the second matrix
+};
+
+// The groups (j, a) and (j, a + 1), as they come.
+template <int kWidth>
+struct GroupPair {
+  uint32_t words[kWidth] = {};
+
+  // Element i of both, packed.
+  __device__ __forceinline__ uint32_t Element(int i) const {
+    if constexpr (kWidth == 1) return words[0];
+    return __byte_perm(words[i / 2], words[kWidth / 2 + i / 2], i % 2 ? 0x7632 : 0x5410);
+  }
+
+  __device__ __forceinline__ void Load(const uint16_t* from) {
+    if constexpr (kWidth == 1) {
+      words[0] = *reinterpret_cast<const uint32_t*>(from);
+    } else if constexpr (kWidth == 2) {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      words[0] = v.x, words[1] = v.y;
+    } else {
+      Set<0>(reinterpret_cast<const uint4*>(from)[0]);
+      if constexpr (kWidth == 8) Set<4>(reinterpret_cast<const uint4*>(from)[1]);
+    }
+  }
+
+ private:
+  template <int kFirst>
+  __device__ __forceinline__ void Set(uint4 v) {
+    words[kFirst] = v.x, words[kFirst + 1] = v.y, words[kFirst + 2] = v.z, words[kFirst + 3] = v.w;
+  }
+};
+
+// The lane's sums: of `tile` and element `i` of a group four, as the tensor cores hold them.
+template <typename Shape>
+struct ColumnSums {
+  float of[Shape::kTiles][Shape::kWidth][4] = {};
+
+  // Multiplies the columns by the second matrix, whose rows are at `words`.
+  __device__ __forceinline__ void TransformColumns(const uint32_t* words) {
+    constexpr int kTiles = Shape::kTiles, kWords = Shape::kWordsOfColumn;
+    uint32_t signs[kTiles][kWords];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) signs[tile][word] = words[(8 * tile + BColumn(Lane())) * kWords + word];
+#pragma unroll
+    for (int i = 0; i < Shape::kWidth; ++i) {
+      uint32_t hi[2 * kTiles], lo[2 * kTiles];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const HiLo sum(of[tile][i][2 * half], of[tile][i][2 * half + 1]);
+          hi[2 * tile + half] = sum.hi;
+          lo[2 * tile + half] = sum.lo;
+        }
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float (&sums)[4] = of[tile][i];
+#pragma unroll
+        for (float& sum : sums) sum = 0;
+#pragma unroll
+        for (int step = 0; step < kTiles / 2; ++step) {
+          const int pair = 8 * (step % 2) + BRow(Lane(), 0, 0) / 2;
+          const uint32_t b0 = SignedOnes<BF16>(signs[tile][step / 2], pair);
+          const uint32_t b1 = SignedOnes<BF16>(signs[tile][step / 2], pair + 4);
+          const uint32_t low[4] = {lo[4 * step], lo[4 * step + 1], lo[4 * step + 2], lo[4 * step + 3]};
+          const uint32_t high[4] = {hi[4 * step], hi[4 * step + 1], hi[4 * step + 2], hi[4 * step + 3]};
+          MatrixMultiplyAdd<BF16>(sums, low, b0, b1, sums);
+          MatrixMultiplyAdd<BF16>(sums, high, b0, b1, sums);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void TransformGroups() {
+#pragma unroll
+    for (int h = 1; h < Shape::kWidth; h *= 2)
+#pragma unroll
+      for (int i = 0; i < Shape::kWidth; ++i)
+        if (!(i & h))
+#pragma unroll
+          for (int tile = 0; tile < Shape::kTiles; ++tile)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+              const float a = of[tile][i][c], b = of[tile][i + h][c];
+              of[tile][i][c] = a + b;
+              of[tile][i + h][c] = a - b;
+            }
+  }
+};
+
+template <typename Shape>
+__global__ void __launch_bounds__(kOrderThreads, Shape::kTwoOrders || Shape::kWidth == 8 ? 1 : 2)
+    GroupRows(const __grid_constant__ WorkAndWords<kManyWords> given) {
+  using T = typename Shape::T;
+  constexpr int kWidth = Shape::kWidth, kTiles = Shape::kTiles;
+  const Work& work = given.work;
+  const uint32_t* const words = Generic(given.words);
+  extern __shared__ float4 shared_memory[];
+  uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
+
+  const BlockRows block(work);
+  const uint32_t* const signs = SignsOf(work, words);
+  WaitForPreviousLaunch();
+  StageRows(staged, block, work.signs_last ? nullptr : signs, work.aligned, [](int element) { return element; });
+
+  const int lane = Lane(), order = work.order, columns = Shape::kTwoOrders ? work.columns : block.rows;
+  const int row_words = static_cast<int>(SignWords(order));
+  const int tiles = (order + 15) / 16,
+            parts = Shape::kTwoOrders ? block.rows : (columns + Shape::kColumns - 1) / Shape::kColumns;
+  const bool plain = work.aligned && !(signs && work.signs_last);
+  for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts; task += static_cast<int>(blockDim.x) / 32) {
+    const int first_a = task % tiles * 16, part = task / tiles;
+    // The task's columns begin there: those of one row, or one row each.
+    const int column_elements = order * kWidth;
+    const int first_column = Shape::kTwoOrders ? 0 : part * Shape::kColumns;
+    const int first = Shape::kTwoOrders ? part * block.n : first_column * column_elements;
+
+    // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
+    const uint16_t* from[kTiles];
+    bool inside[kTiles];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int column = 8 * tile + BColumn(lane);
+      inside[tile] = first_column + column < columns;
+      from[tile] = staged + first + column * column_elements + BRow(lane, 0, 0) * kWidth;
+    }
+    ColumnSums<Shape> sums;
+#pragma unroll 2
+    for (int a = 0; a < order; a += 16) {
+      uint32_t operand[4];
+      LoadSigns<T>(operand, words + first_a * row_words, row_words, a);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        GroupPair<kWidth> low, high;  // zeros beyond the order
+        if (inside[tile] && a + BRow(lane, 0, 0) < order) low.Load(from[tile] + a * kWidth);
+        if (inside[tile] && a + BRow(lane, 1, 0) < order) high.Load(from[tile] + (a + 8) * kWidth);
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i)
+          MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
+      }
+    }
+
+    if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words);
+    sums.TransformGroups();
+
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int a = first_a + CRow(lane, c);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int column = 8 * tile + CColumn(lane, c);
+        if (a < order && first_column + column < columns) {
+          float v[kWidth];
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) v[i] = sums.of[tile][i][c];
+          const int row = Shape::kTwoOrders ? part : first_column + column;
+          const int position = ((Shape::kTwoOrders ? column * order : 0) + a) * kWidth;
+          StoreResults<T>(block.y + static_cast<int64_t>(row) * block.n, position, v, work.float_scale, plain, signs);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+Kernel GroupRowsKernel(int width, bool two_orders) {
+  const auto make = [](auto shape) {
+    Kernel kernel = {"group rows", reinterpret_cast<const void*>(&GroupRows<decltype(shape)>), kOrderThreads, 0};
+    kernel.words = kManyWords;
+    return kernel;
+  };
+  if (two_orders) return width == 8 ? make(GroupShape<T, 8, 2, true>{}) : make(GroupShape<T, 4, 6, true>{});
+  switch (width) {
+    case 8: return make(GroupShape<T, 8, 2, false>{});
+    case 4: return make(GroupShape<T, 4, 2, false>{});
+    case 2: return make(GroupShape<T, 2, 2, false>{});
+    default: return make(GroupShape<T, 1, 2, false>{});
+  }
+}
+
+}  // namespace jax_hadacore::cuda

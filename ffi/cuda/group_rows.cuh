@@ -119,68 +119,70 @@ __global__ void __launch_bounds__(kOrderThreads, Shape::kTwoOrders || Shape::kWi
   extern __shared__ float4 shared_memory[];
   uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
 
-  const BlockRows block(work);
+  const int lane = Lane(), order = work.order, row_words = static_cast<int>(SignWords(order));
+  const int tiles = (order + 15) / 16;
   const uint32_t* const signs = SignsOf(work, words);
-  WaitForPreviousLaunch();
-  StageRows(staged, block, work.signs_last ? nullptr : signs, work.aligned, [](int element) { return element; });
-
-  const int lane = Lane(), order = work.order, columns = Shape::kTwoOrders ? work.columns : block.rows;
-  const int row_words = static_cast<int>(SignWords(order));
-  const int tiles = (order + 15) / 16,
-            parts = Shape::kTwoOrders ? block.rows : (columns + Shape::kColumns - 1) / Shape::kColumns;
   const bool plain = work.aligned && !(signs && work.signs_last);
-  for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts; task += static_cast<int>(blockDim.x) / 32) {
-    const int first_a = task % tiles * 16, part = task / tiles;
-    // The task's columns begin there: those of one row, or one row each.
-    const int column_elements = order * kWidth;
-    const int first_column = Shape::kTwoOrders ? 0 : part * Shape::kColumns;
-    const int first = Shape::kTwoOrders ? part * block.n : first_column * column_elements;
 
-    // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
-    const uint16_t* from[kTiles];
-    bool inside[kTiles];
+  ForStagedRows(
+      staged, work, signs, [](int element) { return element; },
+      [&](const Rows& rows, const uint16_t* now) {
+        const int columns = Shape::kTwoOrders ? work.columns : rows.count;
+        const int parts = Shape::kTwoOrders ? rows.count : (columns + Shape::kColumns - 1) / Shape::kColumns;
+        for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts;
+             task += static_cast<int>(blockDim.x) / 32) {
+          const int part = task / tiles, first_a = (task - part * tiles) * 16;
+          // The task's columns begin there: those of one row, or one row each.
+          const int column_elements = order * kWidth;
+          const int first_column = Shape::kTwoOrders ? 0 : part * Shape::kColumns;
+          const int first = Shape::kTwoOrders ? part * static_cast<int>(work.n) : first_column * column_elements;
+
+          // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
+          const uint16_t* from[kTiles];
+          bool inside[kTiles];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int column = 8 * tile + BColumn(lane);
-      inside[tile] = first_column + column < columns;
-      from[tile] = staged + first + column * column_elements + BRow(lane, 0, 0) * kWidth;
-    }
-    ColumnSums<Shape> sums;
+          for (int tile = 0; tile < kTiles; ++tile) {
+            const int column = 8 * tile + BColumn(lane);
+            inside[tile] = first_column + column < columns;
+            from[tile] = now + first + column * column_elements + BRow(lane, 0, 0) * kWidth;
+          }
+          ColumnSums<Shape> sums;
 #pragma unroll 2
-    for (int a = 0; a < order; a += 16) {
-      uint32_t operand[4];
-      LoadSigns<T>(operand, words + first_a * row_words, row_words, a);
+          for (int a = 0; a < order; a += 16) {
+            uint32_t operand[4];
+            LoadSigns<T>(operand, words + first_a * row_words, row_words, a);
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        GroupPair<kWidth> low, high;  // zeros beyond the order
-        if (inside[tile] && a + BRow(lane, 0, 0) < order) low.Load(from[tile] + a * kWidth);
-        if (inside[tile] && a + BRow(lane, 1, 0) < order) high.Load(from[tile] + (a + 8) * kWidth);
+            for (int tile = 0; tile < kTiles; ++tile) {
+              GroupPair<kWidth> low, high;  // zeros beyond the order
+              if (inside[tile] && a + BRow(lane, 0, 0) < order) low.Load(from[tile] + a * kWidth);
+              if (inside[tile] && a + BRow(lane, 1, 0) < order) high.Load(from[tile] + (a + 8) * kWidth);
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i)
-          MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
-      }
-    }
+              for (int i = 0; i < kWidth; ++i)
+                MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
+            }
+          }
 
-    if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words);
-    sums.TransformGroups();
+          if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words);
+          sums.TransformGroups();
 
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const int a = first_a + CRow(lane, c);
+          for (int c = 0; c < 4; ++c) {
+            const int a = first_a + CRow(lane, c);
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        const int column = 8 * tile + CColumn(lane, c);
-        if (a < order && first_column + column < columns) {
-          float v[kWidth];
+            for (int tile = 0; tile < kTiles; ++tile) {
+              const int column = 8 * tile + CColumn(lane, c);
+              if (a < order && first_column + column < columns) {
+                float v[kWidth];
 #pragma unroll
-          for (int i = 0; i < kWidth; ++i) v[i] = sums.of[tile][i][c];
-          const int row = Shape::kTwoOrders ? part : first_column + column;
-          const int position = ((Shape::kTwoOrders ? column * order : 0) + a) * kWidth;
-          StoreResults<T>(block.y + static_cast<int64_t>(row) * block.n, position, v, work.float_scale, plain, signs);
+                for (int i = 0; i < kWidth; ++i) v[i] = sums.of[tile][i][c];
+                const int row = Shape::kTwoOrders ? part : first_column + column;
+                const int position = ((Shape::kTwoOrders ? column * order : 0) + a) * kWidth;
+                StoreResults<T>(rows.Result(work, row), position, v, work.float_scale, plain, signs);
+              }
+            }
+          }
         }
-      }
-    }
-  }
+      });
 }
 
 template <typename T>

@@ -47,12 +47,12 @@ extern template Kernel SharedKernel<double, double>(int64_t);
 // Rows of 16-bit elements whose length is no power of two, in one pass; warps in a block, at most.
 constexpr int64_t kOrderWarps = 8;
 
-// Of groups of 8 elements in 2, 4, 8 or 16 columns (order_rows.cuh).
+// Of groups of 8 elements in 2^column_bits columns, 2 to 16 (order_rows.cuh).
 template <typename T>
-Kernel OrderRowsKernel(int words);
+Kernel OrderRowsKernel(int column_bits, int words);
 
-extern template Kernel OrderRowsKernel<F16>(int);
-extern template Kernel OrderRowsKernel<BF16>(int);
+extern template Kernel OrderRowsKernel<F16>(int, int);
+extern template Kernel OrderRowsKernel<BF16>(int, int);
 
 // Of groups of up to 8 elements; with two orders of groups of 8 or 4, one order up to MostColumns (group_rows.cuh).
 constexpr int MostColumns(int width) { return width == 8 ? 16 : 48; }

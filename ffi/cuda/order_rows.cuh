@@ -14,13 +14,11 @@ constexpr int kGroup = 8;
 
 // A group's place in shared memory: of its index's low three bits those that count columns are changed by higher ones,
 // so that eight groups with the same j and consecutive a's are in different banks.
+template <int kColumnBits>
 struct GroupPlace {
-  int shift, mask;
-
-  __device__ __forceinline__ explicit GroupPlace(int column_bits)
-      : shift(max(column_bits, 3)), mask(min((1 << column_bits) - 1, 7)) {}
   __device__ __forceinline__ int operator()(int element) const {
-    return element ^ (element >> (shift + 3) & mask) << 3;
+    constexpr int kShift = Max(kColumnBits, 3), kMask = Min((1 << kColumnBits) - 1, 7);
+    return element ^ (element >> (kShift + 3) & kMask) << 3;
   }
 };
 
@@ -30,20 +28,27 @@ __device__ __forceinline__ constexpr int ElementOf(int product, int column) {
   return (column & 1) | product << 1 | (column >> 1 & 1) << 2 | (column >> 2) << 3;
 }
 
-// The lane's sums: of each group four, as the tensor cores hold them.
-struct GroupSums {
-  float of[kGroups][4] = {};
+struct GroupMatrix {
+  uint32_t of[2][2];
 
-  __device__ __forceinline__ void TransformGroups() {
-    uint32_t b[2][2];
+  __device__ __forceinline__ GroupMatrix() {
 #pragma unroll
     for (int product = 0; product < 2; ++product) {
       const int column = ElementOf(product, BColumn(Lane()));
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        b[product][r] = 0x3f803f80 ^ static_cast<uint32_t>(__popc(BRow(Lane(), r, 0) & column) & 1) << 15 ^
-                        static_cast<uint32_t>(__popc(BRow(Lane(), r, 1) & column) & 1) << 31;
+        of[product][r] = 0x3f803f80 ^ static_cast<uint32_t>(__popc(BRow(Lane(), r, 0) & column) & 1) << 15 ^
+                         static_cast<uint32_t>(__popc(BRow(Lane(), r, 1) & column) & 1) << 31;
     }
+  }
+};
+
+// The lane's sums: of each group four, as the tensor cores hold them.
+struct GroupSums {
+  float of[kGroups][4] = {};
+
+  __device__ __forceinline__ void TransformGroups() {
+    const GroupMatrix matrix;  // computed anew, as registers are short before
 #pragma unroll
     for (int group = 0; group < kGroups; group += 2) {
       const float (&even)[4] = of[group], (&odd)[4] = of[group + 1];
@@ -52,108 +57,120 @@ struct GroupSums {
 #pragma unroll
       for (int product = 0; product < 2; ++product) {
         float (&sums)[4] = of[group + product];
-        MatrixMultiplyAdd<BF16>(sums, lo, b[product][0], b[product][1], {});
-        MatrixMultiplyAdd<BF16>(sums, hi, b[product][0], b[product][1], sums);
+        MatrixMultiplyAdd<BF16>(sums, lo, matrix.of[product][0], matrix.of[product][1], {});
+        MatrixMultiplyAdd<BF16>(sums, hi, matrix.of[product][0], matrix.of[product][1], sums);
       }
     }
   }
 
   // The columns' other bits.
-  __device__ __forceinline__ void TransformColumns(int columns) {
+  template <int kColumns>
+  __device__ __forceinline__ void TransformColumns() {
 #pragma unroll
-    for (int h = 2; h < kGroups; h *= 2)
-      if (columns > h)
+    for (int h = 2; h < kColumns; h *= 2)
 #pragma unroll
-        for (int group = 0; group < kGroups; ++group)
-          if (!(group & h))
+      for (int group = 0; group < kGroups; ++group)
+        if (!(group & h))
 #pragma unroll
-            for (int c = 0; c < 4; ++c) {
-              const float a = of[group][c], b = of[group + h][c];
-              of[group][c] = a + b;
-              of[group + h][c] = a - b;
-            }
+          for (int c = 0; c < 4; ++c) {
+            const float a = of[group][c], b = of[group + h][c];
+            of[group][c] = a + b;
+            of[group + h][c] = a - b;
+          }
   }
 };
 
-template <typename T, int kWords>
+template <typename T, int kColumnBits, int kWords>
 __global__ void __launch_bounds__(kOrderThreads, 2) OrderRows(const __grid_constant__ WorkAndWords<kWords> given) {
+  constexpr int kColumns = 1 << kColumnBits, kRowsOfTask = kGroups / kColumns, kBases = kColumns == 16 ? 4 : 8;
   const Work& work = given.work;
   const uint32_t* const words = Generic(given.words);
   extern __shared__ float4 shared_memory[];
   uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
-
-  const BlockRows block(work);
+  const int lane = Lane(), order = work.order, row_words = static_cast<int>(SignWords(order));
+  const int tiles = (order + 15) / 16;
   const uint32_t* const signs = SignsOf(work, words);
-  const int order = work.order, column_bits = work.column_bits, columns = 1 << column_bits;
-  const GroupPlace place(column_bits);
-  // Behind the rows are the elements of a's beyond the matrix.
-  uint16_t* const zeros_behind = staged + work.per_block * block.n;
-  const SharedAddress zeros = AddressOf(zeros_behind);
-  if (threadIdx.x == 0) *reinterpret_cast<uint4*>(zeros_behind) = make_uint4(0, 0, 0, 0);
-  WaitForPreviousLaunch();
-  StageRows(staged, block, work.signs_last ? nullptr : signs, work.aligned, place);
-
-  const int lane = Lane(), row_words = static_cast<int>(SignWords(order));
-  const int tiles = (order + 15) / 16, parts = ((block.rows << column_bits) + kGroups - 1) / kGroups;
   const bool plain = work.aligned && !(signs && work.signs_last);
-  for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts; task += static_cast<int>(blockDim.x) / 32) {
-    const int first_a = task % tiles * 16, first_group = task / tiles * kGroups;
+  const GroupPlace<kColumnBits> place;
 
-    // Step 1: operand A is the matrix. Operand B are the elements of two groups, a column each of two products, which
-    // come in one instruction: lanes 0 to 15 name the first's a's, lanes 16 to 31 the second's.
-    SharedAddress from[kGroups / 2];
+  // Behind the rows are the elements of a's beyond the matrix, for the groups of all columns.
+  uint4* const zeros_behind = reinterpret_cast<uint4*>(staged + work.zeros_at);
+  const SharedAddress zeros = AddressOf(zeros_behind);
+  if (threadIdx.x < kColumns) zeros_behind[threadIdx.x] = make_uint4(0, 0, 0, 0);
+
+  ForStagedRows(staged, work, signs, place, [&](const Rows& rows, const uint16_t* now) {
+    const int tasks = tiles * ((rows.count + kRowsOfTask - 1) / kRowsOfTask);
+    for (int task = static_cast<int>(threadIdx.x) / 32; task < tasks; task += static_cast<int>(blockDim.x) / 32) {
+      const int part = task / tiles, first_a = (task - part * tiles) * 16, first_row = part * kRowsOfTask;
+
+      // Step 1: operand A is the matrix. Operand B are the elements of two groups, a column each of two products, which
+      // come in one instruction: lanes 0 to 15 name the first's a's, lanes 16 to 31 the second's.
+      // Eight columns further on, a group's place is as much further.
+      SharedAddress from[kBases];
 #pragma unroll
-    for (int pair = 0; pair < kGroups / 2; ++pair) {
-      const int group = first_group + 2 * pair + lane / 16;
-      const int row = min(group >> column_bits, block.rows - 1), j = group & (columns - 1);
-      from[pair] = AddressOf(staged + place((((row * order + lane % 16) << column_bits) + j) * kGroup));
-    }
-    GroupSums sums;
-    const uint32_t* const signs_of_a = words + first_a * row_words;
-    for (int a = 0; a < order; a += 16) {
-      if (a + 16 > order && a + lane % 16 >= order)
+      for (int pair = 0; pair < kBases; ++pair) {
+        const int row = min(first_row + 2 * pair / kColumns, rows.count - 1), j = 2 * pair % kColumns + lane / 16;
+        from[pair] = AddressOf(now + place(((row * order + lane % 16) * kColumns + j) * kGroup));
+      }
+      GroupSums sums;
+      const uint32_t* const signs_of_a = words + first_a * row_words;
+#pragma unroll 1
+      for (int a = 0; a < order; a += 16) {
+        if (a + 16 > order && a + lane % 16 >= order)
 #pragma unroll
-        for (SharedAddress& address : from) address = zeros;
-      uint32_t operand[4];
-      LoadSigns<T>(operand, signs_of_a, row_words, a);
+          for (SharedAddress& address : from) address = zeros;
+        uint32_t operand[4];
+        LoadSigns<T>(operand, signs_of_a, row_words, a);
 #pragma unroll
-      for (int pair = 0; pair < kGroups / 2; ++pair) {
-        uint32_t b[4];
-        LoadMatrices(b, from[pair]);
-        from[pair] += 16 * kGroup * sizeof(uint16_t) << column_bits;
-        MatrixMultiplyAdd<T>(sums.of[2 * pair], operand, b[0], b[1], sums.of[2 * pair]);
-        MatrixMultiplyAdd<T>(sums.of[2 * pair + 1], operand, b[2], b[3], sums.of[2 * pair + 1]);
+        for (int pair = 0; pair < kGroups / 2; ++pair) {
+          uint32_t b[4];
+          LoadMatrices(
+              b, from[pair % kBases] + pair / kBases * kColumns / 2 * kGroup * static_cast<int>(sizeof(uint16_t)));
+          MatrixMultiplyAdd<T>(sums.of[2 * pair], operand, b[0], b[1], sums.of[2 * pair]);
+          MatrixMultiplyAdd<T>(sums.of[2 * pair + 1], operand, b[2], b[3], sums.of[2 * pair + 1]);
+        }
+#pragma unroll
+        for (SharedAddress& address : from) address += 16 * kColumns * kGroup * static_cast<int>(sizeof(uint16_t));
+      }
+
+      sums.TransformGroups();
+      sums.template TransformColumns<kColumns>();
+
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int a = first_a + CRow(lane, 2 * half), at = (a * kColumns + lane % 4 / 2) * kGroup + lane % 2 * 4;
+        if (a < order)
+#pragma unroll
+          for (int pair = 0; pair < kGroups; pair += 2) {
+            const int row = first_row + pair / kColumns;
+            const float v[4] = {sums.of[pair][2 * half], sums.of[pair][2 * half + 1], sums.of[pair + 1][2 * half],
+                                sums.of[pair + 1][2 * half + 1]};
+            if (row < rows.count)
+              StoreResults<T>(rows.Result(work, row), at + pair % kColumns * kGroup, v, work.float_scale, plain, signs);
+          }
       }
     }
-
-    sums.TransformGroups();
-    sums.TransformColumns(columns);
-
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int a = first_a + CRow(lane, 2 * half);
-      if (a < order)
-#pragma unroll
-        for (int pair = 0; pair < kGroups; pair += 2) {
-          const int group = first_group + pair + lane % 4 / 2, row = group >> column_bits, j = group & (columns - 1);
-          const float v[4] = {sums.of[pair][2 * half], sums.of[pair][2 * half + 1], sums.of[pair + 1][2 * half],
-                              sums.of[pair + 1][2 * half + 1]};
-          if (row < block.rows)
-            StoreResults<T>(block.y + static_cast<int64_t>(row) * block.n,
-                            ((a << column_bits) + j) * kGroup + lane % 2 * 4, v, work.float_scale, plain, signs);
-        }
-    }
-  }
+  });
 }
 
-template <typename T>
-Kernel OrderRowsKernel(int words) {
+template <typename T, int kColumnBits>
+Kernel MakeOrderRowsKernel(int words) {
   const bool few = words <= kFewWords;
-  const auto function = few ? reinterpret_cast<const void*>(&OrderRows<T, kFewWords>)
-                            : reinterpret_cast<const void*>(&OrderRows<T, kManyWords>);
+  const auto function = few ? reinterpret_cast<const void*>(&OrderRows<T, kColumnBits, kFewWords>)
+                            : reinterpret_cast<const void*>(&OrderRows<T, kColumnBits, kManyWords>);
   Kernel kernel = {"order rows", function, kOrderThreads, 0};
   kernel.words = few ? kFewWords : kManyWords;
   return kernel;
+}
+
+template <typename T>
+Kernel OrderRowsKernel(int column_bits, int words) {
+  switch (column_bits) {
+    case 1: return MakeOrderRowsKernel<T, 1>(words);
+    case 2: return MakeOrderRowsKernel<T, 2>(words);
+    case 3: return MakeOrderRowsKernel<T, 3>(words);
+    default: return MakeOrderRowsKernel<T, 4>(words);
+  }
 }
 
 }  // namespace jax_hadacore::cuda

@@ -163,6 +163,21 @@ struct OrderLayout {
   int columns;
 };
 
+// Into how many columns OrderRows puts the power of two: of what is left the first step takes care, which pads its
+// matrix to whole tiles and costs a product for each; in registers each bit of the columns costs additions.
+int64_t BestColumns(int64_t order, int64_t power) {
+  constexpr double kFixed = 450, kTile = 40, kBit = 64;  // instructions for a tile of 16 by 16 groups
+  int64_t best = 1;
+  double least = 0;
+  for (int64_t columns = power > 1 ? 2 : 1; columns <= std::min<int64_t>(power, 16); columns *= 2) {
+    const int64_t rows = order * (power / columns), tiles = DivideUp(rows, 16);
+    const double cost = static_cast<double>(tiles * 16) / static_cast<double>(rows) *
+                        (kFixed + kTile * static_cast<double>(tiles) + kBit * Log2(columns));
+    if (least == 0 || cost < least) best = columns, least = cost;
+  }
+  return best;
+}
+
 // None where no such kernel serves. Looks at the lengths alone.
 std::optional<OrderLayout> FindOrderLayout(const Problem& p) {
   if (!Is16Bit(p) || p.factor_count == 0 || p.factors[0].values) return std::nullopt;
@@ -171,7 +186,7 @@ std::optional<OrderLayout> FindOrderLayout(const Problem& p) {
   if (last.order % 2) return std::nullopt;
   const int64_t power = PowerOfTwo(p);
   if (p.factor_count == 1) {
-    const int64_t width = std::min<int64_t>(power, 8), columns = std::min<int64_t>(power / width, 16);
+    const int64_t width = std::min<int64_t>(power, 8), columns = BestColumns(last.order, power / width);
     return OrderLayout{&last, nullptr, power / width / columns, static_cast<int>(width), static_cast<int>(columns)};
   }
   const int width = slow.order <= MostColumns(8) ? 8 : 4;
@@ -189,7 +204,7 @@ int64_t OrderWords(const Problem& p, const OrderLayout& layout) {
          (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
 }
 
-constexpr int64_t kZeros = 16;  // bytes of shared memory behind a block's rows
+constexpr int64_t kZeros = 256;  // bytes of shared memory behind a block's rows
 
 // Whether one pass serves, with so many bytes of shared memory to a block.
 std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) {
@@ -198,13 +213,15 @@ std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) 
   return layout;
 }
 
+constexpr int kTurns = 4;
+
 Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b, const Gpu& gpu) {
   const int64_t order = layout.first->order * layout.power;
   const int words = static_cast<int>(OrderWords(p, layout));
   const bool half = p.dtype == Dtype::kF16, two_orders = layout.second, grouped = two_orders || layout.columns == 1;
   const auto order_rows = half ? OrderRowsKernel<F16> : OrderRowsKernel<BF16>;
   const auto group_rows = half ? GroupRowsKernel<F16> : GroupRowsKernel<BF16>;
-  Launch launch = {grouped ? group_rows(layout.width, two_orders) : order_rows(words),
+  Launch launch = {grouped ? group_rows(layout.width, two_orders) : order_rows(Log2(layout.columns), words),
                    MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale),
                    0,
                    {}};
@@ -213,21 +230,25 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
   const int64_t tasks_of_part = DivideUp(order, 16), rows_of_part = two_orders ? 1 : DivideUp(16, layout.columns);
   int64_t rows = rows_of_part * DivideUp(kOrderWarps, tasks_of_part);
   // Fewer rows where there are few, or little shared memory; but a block's first row is to be aligned.
-  const int64_t least = DivideUp(8, p.n & -p.n);
-  rows = std::min({rows, DivideUp(p.rows, gpu.processors), (gpu.shared_bytes - kZeros) / (2 * p.n)});
-  rows = std::max<int64_t>(rows / least * least, 2 * p.n * least + kZeros <= gpu.shared_bytes ? least : 1);
+  const int64_t least = DivideUp(8, p.n & -p.n), room = gpu.shared_bytes - kZeros;
+  rows = std::min({rows, DivideUp(p.rows, gpu.processors), room / (2 * p.n)});
+  rows = std::max<int64_t>(rows / least * least, 2 * p.n * least <= room ? least : 1);
   const int64_t tasks = tasks_of_part * DivideUp(rows, rows_of_part);
   const int64_t warps = DivideUp(tasks, DivideUp(tasks, kOrderWarps));
+  // Where there are many, a block takes several times as many, if two such buffers leave room for another block.
+  const int64_t bytes = 2 * p.n * rows, turns = DivideUp(p.rows, rows);
+  const bool many = turns > 8 * gpu.processors && 4 * bytes + 2 * kZeros <= 227 * 1024;
   launch.kernel.threads = static_cast<int>(32 * warps);
-  launch.kernel.shared_bytes = static_cast<int>(2 * p.n * rows + kZeros);
-  launch.blocks = DivideUp(p.rows, rows);
+  launch.kernel.shared_bytes = static_cast<int>((many ? 2 : 1) * bytes + kZeros);
 
   Work& work = launch.work;
   work.per_block = rows;
+  work.turns = many ? kTurns : 1;
   work.order = static_cast<int>(order);
   work.columns = layout.columns;
-  work.column_bits = Log2(layout.columns);
   work.aligned = Aligned(b.x, b.y) && rows * p.n % 8 == 0;
+  work.zeros_at = static_cast<int>((launch.kernel.shared_bytes - kZeros) / 2);
+  launch.blocks = DivideUp(turns, work.turns);
 
   launch.words = *FirstStepWords(*layout.first, layout.power);
   if (two_orders) {

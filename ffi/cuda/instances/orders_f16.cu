@@ -3,6 +3,6 @@
 #include "../order_rows.cuh"
 
 namespace jax_hadacore::cuda {
-template Kernel OrderRowsKernel<F16>(int);
+template Kernel OrderRowsKernel<F16>(int, int);
 template Kernel GroupRowsKernel<F16>(int, bool);
 }  // namespace jax_hadacore::cuda

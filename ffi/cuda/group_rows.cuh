@@ -16,7 +16,8 @@ struct GroupShape {
   static constexpr int kTiles = kTiles_;
   static constexpr bool kTwoOrders = kTwoOrders_;
   static constexpr int kColumns = 8 * kTiles;
-  static constexpr int kWordsOfColumn = (kColumns + 31) / 32;  // of the second matrix
+  static constexpr int kWarps = kWidth * kTiles > 16 ? 4 : kTwoOrders || kWidth == 8 ? 6 : 8;  // in a block, at most
+  static constexpr int kWordsOfColumn = (kColumns + 31) / 32;                                  // of the second matrix
 };
 
 // The groups (j, a) and (j, a + 1), as they come.
@@ -81,8 +82,8 @@ struct ColumnSums {
 #pragma unroll
         for (int step = 0; step < kTiles / 2; ++step) {
           const int pair = 8 * (step % 2) + BRow(Lane(), 0, 0) / 2;
-          const uint32_t b0 = SignedOnes<BF16>(signs[tile][step / 2], pair);
-          const uint32_t b1 = SignedOnes<BF16>(signs[tile][step / 2], pair + 4);
+          const uint32_t b0 = SignedOnes<BF16>(PairSigns(signs[tile][step / 2], pair));
+          const uint32_t b1 = SignedOnes<BF16>(PairSigns(signs[tile][step / 2], pair + 4));
           const uint32_t low[4] = {lo[4 * step], lo[4 * step + 1], lo[4 * step + 2], lo[4 * step + 3]};
           const uint32_t high[4] = {hi[4 * step], hi[4 * step + 1], hi[4 * step + 2], hi[4 * step + 3]};
           MatrixMultiplyAdd<BF16>(sums, low, b0, b1, sums);
@@ -109,8 +110,34 @@ struct ColumnSums {
   }
 };
 
+// Stores a task's results: groups of `columns` columns from `first` of the rows on. kPlain: the rows are aligned, and
+// there are no signs.
+template <typename Shape, bool kPlain = true>
+__device__ __forceinline__ void Store(const ColumnSums<Shape>& sums, const Rows& rows, const Work& work, int first,
+                                      int first_a, int columns, const uint32_t* signs) {
+  constexpr int kWidth = Shape::kWidth;
+  const int column_elements = work.order * kWidth;
+  const int column = CColumn(Lane(), 0), a = first_a + CRow(Lane(), 0);
+  uint16_t* const to = rows.Result(work, 0) + first + column * column_elements + a * kWidth;
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (a + c / 2 * 8 < work.order)
+#pragma unroll
+      for (int tile = 0; tile < Shape::kTiles; ++tile) {
+        const int further = 8 * tile + c % 2;
+        if (column + further >= columns) continue;
+        float v[kWidth];
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) v[i] = sums.of[tile][i][c];
+        const int offset = c / 2 * 8 * kWidth;
+        const int position = (Shape::kTwoOrders ? (column + further) * column_elements : 0) + a * kWidth + offset;
+        StoreResults<typename Shape::T, kPlain>(to + further * column_elements + offset, position, v, work.float_scale,
+                                                signs);
+      }
+}
+
 template <typename Shape>
-__global__ void __launch_bounds__(kOrderThreads, Shape::kTwoOrders || Shape::kWidth == 8 ? 1 : 2)
+__global__ void __launch_bounds__(32 * Shape::kWarps, 2)
     GroupRows(const __grid_constant__ WorkAndWords<kManyWords> given) {
   using T = typename Shape::T;
   constexpr int kWidth = Shape::kWidth, kTiles = Shape::kTiles;
@@ -118,77 +145,60 @@ __global__ void __launch_bounds__(kOrderThreads, Shape::kTwoOrders || Shape::kWi
   const uint32_t* const words = Generic(given.words);
   extern __shared__ float4 shared_memory[];
   uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
-
   const int lane = Lane(), order = work.order, row_words = static_cast<int>(SignWords(order));
-  const int tiles = (order + 15) / 16;
+  const int tiles = (order + 15) / 16, column_elements = order * kWidth;
   const uint32_t* const signs = SignsOf(work, words);
   const bool plain = work.aligned && !(signs && work.signs_last);
 
-  ForStagedRows(
-      staged, work, signs, [](int element) { return element; },
-      [&](const Rows& rows, const uint16_t* now) {
-        const int columns = Shape::kTwoOrders ? work.columns : rows.count;
-        const int parts = Shape::kTwoOrders ? rows.count : (columns + Shape::kColumns - 1) / Shape::kColumns;
-        for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts;
-             task += static_cast<int>(blockDim.x) / 32) {
-          const int part = task / tiles, first_a = (task - part * tiles) * 16;
-          // The task's columns begin there: those of one row, or one row each.
-          const int column_elements = order * kWidth;
-          const int first_column = Shape::kTwoOrders ? 0 : part * Shape::kColumns;
-          const int first = Shape::kTwoOrders ? part * static_cast<int>(work.n) : first_column * column_elements;
+  const auto compute = [&](const Rows& rows, const uint16_t* now) {
+    const int parts = Shape::kTwoOrders ? rows.count : (rows.count + Shape::kColumns - 1) / Shape::kColumns;
+    for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts;
+         task += static_cast<int>(blockDim.x) / 32) {
+      const int part = task / tiles, first_a = (task - part * tiles) * 16;
+      // The task's columns are those of a row, or rows.
+      const int columns = Shape::kTwoOrders ? work.columns : min(rows.count - part * Shape::kColumns, Shape::kColumns);
+      const int first = part * (Shape::kTwoOrders ? work.columns : Shape::kColumns) * column_elements;
 
-          // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
-          const uint16_t* from[kTiles];
-          bool inside[kTiles];
+      // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
+      const uint16_t* from = now + first + BColumn(lane) * column_elements + BRow(lane, 0, 0) * kWidth;
+      ColumnSums<Shape> sums;
+      SignsOfRows<T> matrix(words + first_a * row_words, row_words);
+#pragma unroll 1
+      for (int a = 0; a < order; a += 16, from += 16 * kWidth) {
+        uint32_t operand[4];
+        matrix.Next(operand, a);
+        const bool inside[2] = {a + BRow(lane, 0, 0) < order, a + BRow(lane, 1, 0) < order};
 #pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) {
-            const int column = 8 * tile + BColumn(lane);
-            inside[tile] = first_column + column < columns;
-            from[tile] = now + first + column * column_elements + BRow(lane, 0, 0) * kWidth;
+        for (int tile = 0; tile < kTiles; ++tile) {
+          GroupPair<kWidth> low, high;  // zeros beyond the matrix
+          if (8 * tile + BColumn(lane) < columns) {
+            if (inside[0]) low.Load(from + 8 * tile * column_elements);
+            if (inside[1]) high.Load(from + 8 * tile * column_elements + 8 * kWidth);
           }
-          ColumnSums<Shape> sums;
-#pragma unroll 2
-          for (int a = 0; a < order; a += 16) {
-            uint32_t operand[4];
-            LoadSigns<T>(operand, words + first_a * row_words, row_words, a);
 #pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) {
-              GroupPair<kWidth> low, high;  // zeros beyond the order
-              if (inside[tile] && a + BRow(lane, 0, 0) < order) low.Load(from[tile] + a * kWidth);
-              if (inside[tile] && a + BRow(lane, 1, 0) < order) high.Load(from[tile] + (a + 8) * kWidth);
-#pragma unroll
-              for (int i = 0; i < kWidth; ++i)
-                MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
-            }
-          }
-
-          if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words);
-          sums.TransformGroups();
-
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            const int a = first_a + CRow(lane, c);
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) {
-              const int column = 8 * tile + CColumn(lane, c);
-              if (a < order && first_column + column < columns) {
-                float v[kWidth];
-#pragma unroll
-                for (int i = 0; i < kWidth; ++i) v[i] = sums.of[tile][i][c];
-                const int row = Shape::kTwoOrders ? part : first_column + column;
-                const int position = ((Shape::kTwoOrders ? column * order : 0) + a) * kWidth;
-                StoreResults<T>(rows.Result(work, row), position, v, work.float_scale, plain, signs);
-              }
-            }
-          }
+          for (int i = 0; i < kWidth; ++i)
+            MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
         }
-      });
+      }
+
+      if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words);
+      sums.TransformGroups();
+
+      if (plain) {
+        Store(sums, rows, work, first, first_a, columns, nullptr);
+      } else {
+        Store<Shape, false>(sums, rows, work, first, first_a, columns, work.signs_last ? signs : nullptr);
+      }
+    }
+  };
+  ForStagedRows(staged, work, signs, [](int element) { return element; }, compute);
 }
 
 template <typename T>
 Kernel GroupRowsKernel(int width, bool two_orders) {
   const auto make = [](auto shape) {
-    Kernel kernel = {"group rows", reinterpret_cast<const void*>(&GroupRows<decltype(shape)>), kOrderThreads, 0};
+    Kernel kernel = {"group rows", reinterpret_cast<const void*>(&GroupRows<decltype(shape)>),
+                     32 * decltype(shape)::kWarps, 0};
     kernel.words = kManyWords;
     return kernel;
   };

@@ -80,9 +80,33 @@ struct GroupSums {
   }
 };
 
+// Stores a task's results. kPlain: the rows are aligned, and there are no signs.
+template <typename T, int kColumns, bool kPlain = true>
+__device__ __forceinline__ void Store(const GroupSums& sums, const Rows& rows, const Work& work, int first_a,
+                                      int first_row, const uint32_t* signs) {
+  const int n = static_cast<int>(work.n), lane = Lane();
+  const int at = ((first_a + lane / 4) * kColumns + lane % 4 / 2) * kGroup + lane % 2 * 4;
+  uint16_t* to = rows.Result(work, first_row) + at;
+#pragma unroll
+  for (int row = 0; row < kGroups / kColumns; ++row, to += n) {
+    if (row > 0 && first_row + row >= rows.count) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (first_a + CRow(lane, 2 * half) < work.order)
+#pragma unroll
+        for (int j = 0; j < kColumns; j += 2) {
+          const float (&even)[4] = sums.of[row * kColumns + j], (&odd)[4] = sums.of[row * kColumns + j + 1];
+          const float v[4] = {even[2 * half], even[2 * half + 1], odd[2 * half], odd[2 * half + 1]};
+          const int further = (8 * half * kColumns + j) * kGroup;
+          StoreResults<T, kPlain>(to + further, at + further, v, work.float_scale, signs);
+        }
+  }
+}
+
 template <typename T, int kColumnBits, int kWords>
 __global__ void __launch_bounds__(kOrderThreads, 2) OrderRows(const __grid_constant__ WorkAndWords<kWords> given) {
   constexpr int kColumns = 1 << kColumnBits, kRowsOfTask = kGroups / kColumns, kBases = kColumns == 16 ? 4 : 8;
+  constexpr int kBytes = sizeof(uint16_t);
   const Work& work = given.work;
   const uint32_t* const words = Generic(given.words);
   extern __shared__ float4 shared_memory[];
@@ -99,9 +123,12 @@ __global__ void __launch_bounds__(kOrderThreads, 2) OrderRows(const __grid_const
   if (threadIdx.x < kColumns) zeros_behind[threadIdx.x] = make_uint4(0, 0, 0, 0);
 
   ForStagedRows(staged, work, signs, place, [&](const Rows& rows, const uint16_t* now) {
-    const int tasks = tiles * ((rows.count + kRowsOfTask - 1) / kRowsOfTask);
-    for (int task = static_cast<int>(threadIdx.x) / 32; task < tasks; task += static_cast<int>(blockDim.x) / 32) {
-      const int part = task / tiles, first_a = (task - part * tiles) * 16, first_row = part * kRowsOfTask;
+    const int parts = (rows.count + kRowsOfTask - 1) / kRowsOfTask, warps = static_cast<int>(blockDim.x) / 32;
+    int tile = static_cast<int>(threadIdx.x) / 32;
+    for (int part = 0;; tile += warps) {
+      for (; tile >= tiles; ++part) tile -= tiles;
+      if (part >= parts) break;
+      const int first_a = 16 * tile, first_row = part * kRowsOfTask;
 
       // Step 1: operand A is the matrix. Operand B are the elements of two groups, a column each of two products, which
       // come in one instruction: lanes 0 to 15 name the first's a's, lanes 16 to 31 the second's.
@@ -113,41 +140,33 @@ __global__ void __launch_bounds__(kOrderThreads, 2) OrderRows(const __grid_const
         from[pair] = AddressOf(now + place(((row * order + lane % 16) * kColumns + j) * kGroup));
       }
       GroupSums sums;
-      const uint32_t* const signs_of_a = words + first_a * row_words;
-#pragma unroll 1
-      for (int a = 0; a < order; a += 16) {
+      SignsOfRows<T> matrix(words + first_a * row_words, row_words);
+      int a = 0;
+      do {
         if (a + 16 > order && a + lane % 16 >= order)
 #pragma unroll
           for (SharedAddress& address : from) address = zeros;
         uint32_t operand[4];
-        LoadSigns<T>(operand, signs_of_a, row_words, a);
+        matrix.Next(operand, a);
 #pragma unroll
         for (int pair = 0; pair < kGroups / 2; ++pair) {
+          float (&even)[4] = sums.of[2 * pair], (&odd)[4] = sums.of[2 * pair + 1];
           uint32_t b[4];
-          LoadMatrices(
-              b, from[pair % kBases] + pair / kBases * kColumns / 2 * kGroup * static_cast<int>(sizeof(uint16_t)));
-          MatrixMultiplyAdd<T>(sums.of[2 * pair], operand, b[0], b[1], sums.of[2 * pair]);
-          MatrixMultiplyAdd<T>(sums.of[2 * pair + 1], operand, b[2], b[3], sums.of[2 * pair + 1]);
+          LoadMatrices(b, from[pair % kBases] + pair / kBases * kColumns / 2 * kGroup * kBytes);
+          MatrixMultiplyAdd<T>(even, operand, b[0], b[1], even);
+          MatrixMultiplyAdd<T>(odd, operand, b[2], b[3], odd);
         }
 #pragma unroll
-        for (SharedAddress& address : from) address += 16 * kColumns * kGroup * static_cast<int>(sizeof(uint16_t));
-      }
+        for (SharedAddress& address : from) address += 16 * kColumns * kGroup * kBytes;
+      } while ((a += 16) < order);
 
       sums.TransformGroups();
       sums.template TransformColumns<kColumns>();
 
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int a = first_a + CRow(lane, 2 * half), at = (a * kColumns + lane % 4 / 2) * kGroup + lane % 2 * 4;
-        if (a < order)
-#pragma unroll
-          for (int pair = 0; pair < kGroups; pair += 2) {
-            const int row = first_row + pair / kColumns;
-            const float v[4] = {sums.of[pair][2 * half], sums.of[pair][2 * half + 1], sums.of[pair + 1][2 * half],
-                                sums.of[pair + 1][2 * half + 1]};
-            if (row < rows.count)
-              StoreResults<T>(rows.Result(work, row), at + pair % kColumns * kGroup, v, work.float_scale, plain, signs);
-          }
+      if (plain) {
+        Store<T, kColumns>(sums, rows, work, first_a, first_row, nullptr);
+      } else {
+        Store<T, kColumns, false>(sums, rows, work, first_a, first_row, work.signs_last ? signs : nullptr);
       }
     }
   });
@@ -155,7 +174,7 @@ __global__ void __launch_bounds__(kOrderThreads, 2) OrderRows(const __grid_const
 
 template <typename T, int kColumnBits>
 Kernel MakeOrderRowsKernel(int words) {
-  const bool few = words <= kFewWords;
+  const bool few = words < kFewWords;
   const auto function = few ? reinterpret_cast<const void*>(&OrderRows<T, kColumnBits, kFewWords>)
                             : reinterpret_cast<const void*>(&OrderRows<T, kColumnBits, kManyWords>);
   Kernel kernel = {"order rows", function, kOrderThreads, 0};

@@ -82,24 +82,23 @@ __device__ __forceinline__ void ForStagedRows(uint16_t* staged, const Work& work
   }
 }
 
-// kCount consecutive results, scaled and rounded, to `position` of a row, a multiple of kCount. Where `plain`, the row
-// is aligned and there are no signs.
-template <typename T, int kCount>
-__device__ __forceinline__ void StoreResults(uint16_t* row, int position, const float (&v)[kCount], float scale,
-                                             bool plain, const uint32_t* signs) {
-  uint16_t* const to = row + position;
+// kCount consecutive results, scaled and rounded, to a `position` of a row that is a multiple of kCount. kPlain: the
+// row is aligned, and there are no signs.
+template <typename T, bool kPlain, int kCount>
+__device__ __forceinline__ void StoreResults(uint16_t* to, int position, const float (&v)[kCount], float scale,
+                                             const uint32_t* signs) {
   if constexpr (kCount == 1) {
     uint32_t packed = Pack<T>(v[0] * scale, 0);
-    if (signs) packed ^= SignBit(signs, position) << 15;
+    if (!kPlain && signs) packed ^= SignBit(signs, position) << 15;
     *to = static_cast<uint16_t>(packed);
   } else {
     uint32_t packed[kCount / 2];
 #pragma unroll
     for (int pair = 0; pair < kCount / 2; ++pair) {
       packed[pair] = Pack<T>(v[2 * pair] * scale, v[2 * pair + 1] * scale);
-      if (!plain && signs) packed[pair] ^= PairSigns(signs[position / 32], position % 32 / 2 + pair);
+      if (!kPlain && signs) packed[pair] ^= PairSigns(signs[position / 32], position % 32 / 2 + pair);
     }
-    if (!plain) {
+    if constexpr (!kPlain) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) to[i] = static_cast<uint16_t>(packed[i / 2] >> 16 * (i % 2));
     } else if constexpr (kCount == 8) {
@@ -112,15 +111,39 @@ __device__ __forceinline__ void StoreResults(uint16_t* row, int position, const 
   }
 }
 
-// The lane's operand A: 16 rows of a matrix of signs from the row at `words` on, 16 columns from `column` on.
+// The lane's operand A, 16 rows of a matrix of signs, 16 columns at a time. Words come before they are needed.
 template <typename T>
-__device__ __forceinline__ void LoadSigns(uint32_t (&a)[4], const uint32_t* words, int row_words, int column) {
-  const uint32_t upper = words[ARow(Lane(), 0) * row_words + column / 32];
-  const uint32_t lower = words[ARow(Lane(), 1) * row_words + column / 32];
-  const int pair = column % 32 / 2 + AColumn(Lane(), 0, 0) / 2;
-  a[0] = SignedOnes<T>(upper, pair), a[1] = SignedOnes<T>(lower, pair);
-  a[2] = SignedOnes<T>(upper, pair + 4), a[3] = SignedOnes<T>(lower, pair + 4);
-}
+class SignsOfRows {
+ public:
+  __device__ __forceinline__ SignsOfRows(const uint32_t* words, int row_words)
+      : next_(words + ARow(Lane(), 0) * row_words), below_(8 * row_words) {
+    Load();
+  }
+
+  // Of the columns from a on.
+  __device__ __forceinline__ void Next(uint32_t (&operand)[4], int a) {
+    const int pair = AColumn(Lane(), 0, 0) / 2;
+    if (a % 32 == 0) {
+      upper_ = coming_[0] << (3 - pair), lower_ = coming_[1] << (3 - pair);
+      Load();
+    }
+    const int shift = a % 32 == 0 ? 8 : 0;
+    const uint32_t upper = upper_ << shift, lower = lower_ << shift;
+    operand[0] = SignedOnes<T>(upper << 4), operand[1] = SignedOnes<T>(lower << 4);
+    operand[2] = SignedOnes<T>(upper), operand[3] = SignedOnes<T>(lower);
+  }
+
+ private:
+  // One word beyond the last is read, and not used.
+  __device__ __forceinline__ void Load() {
+    coming_[0] = next_[0], coming_[1] = next_[below_];
+    ++next_;
+  }
+
+  const uint32_t* next_;
+  int below_;
+  uint32_t coming_[2], upper_, lower_;
+};
 
 // Two pairs of sums as two bfloat16 each, hi + lo, which keep 16 of their bits: operands of a further product.
 struct HiLo {

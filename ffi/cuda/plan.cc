@@ -209,11 +209,12 @@ constexpr int64_t kZeros = 256;  // bytes of shared memory behind a block's rows
 // Whether one pass serves, with so many bytes of shared memory to a block.
 std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) {
   const std::optional<OrderLayout> layout = FindOrderLayout(p);
-  if (!layout || OrderWords(p, *layout) > kManyWords || 2 * p.n + kZeros > shared_bytes) return std::nullopt;
+  if (!layout || OrderWords(p, *layout) >= kManyWords || 2 * p.n + kZeros > shared_bytes) return std::nullopt;
   return layout;
 }
 
-constexpr int kTurns = 4;
+constexpr int64_t kReserved = 1024;  // bytes of shared memory that the hardware takes for each block
+constexpr int kMostTurns = 4;
 
 Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b, const Gpu& gpu) {
   const int64_t order = layout.first->order * layout.power;
@@ -226,24 +227,28 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
                    0,
                    {}};
 
+  const int64_t most_warps = launch.kernel.threads / 32;
   // A warp's 16 columns are of one row or of several, and there are to be about as many tasks as warps in a block.
   const int64_t tasks_of_part = DivideUp(order, 16), rows_of_part = two_orders ? 1 : DivideUp(16, layout.columns);
-  int64_t rows = rows_of_part * DivideUp(kOrderWarps, tasks_of_part);
+  int64_t rows = rows_of_part * DivideUp(most_warps, tasks_of_part);
   // Fewer rows where there are few, or little shared memory; but a block's first row is to be aligned.
   const int64_t least = DivideUp(8, p.n & -p.n), room = gpu.shared_bytes - kZeros;
   rows = std::min({rows, DivideUp(p.rows, gpu.processors), room / (2 * p.n)});
   rows = std::max<int64_t>(rows / least * least, 2 * p.n * least <= room ? least : 1);
   const int64_t tasks = tasks_of_part * DivideUp(rows, rows_of_part);
-  const int64_t warps = DivideUp(tasks, DivideUp(tasks, kOrderWarps));
-  // Where there are many, a block takes several times as many, if two such buffers leave room for another block.
+  const int64_t warps = DivideUp(tasks, DivideUp(tasks, most_warps));
   const int64_t bytes = 2 * p.n * rows, turns = DivideUp(p.rows, rows);
-  const bool many = turns > 8 * gpu.processors && 4 * bytes + 2 * kZeros <= 227 * 1024;
   launch.kernel.threads = static_cast<int>(32 * warps);
-  launch.kernel.shared_bytes = static_cast<int>((many ? 2 : 1) * bytes + kZeros);
+  // Where a block takes several times as many, the next are on their way while it works, to a second buffer.
+  const int64_t of_processor = gpu.shared_bytes + kReserved, of_block = 2 * bytes + kZeros + kReserved;
+  launch.kernel.blocks_per_processor = static_cast<int>(std::min(2 * most_warps / warps, of_processor / of_block));
+  launch.kernel.most_rows = launch.kernel.blocks_per_processor > 1 ? kMostTurns : 1;
+  const int64_t at_once = int64_t{launch.kernel.blocks_per_processor} * gpu.processors;
 
   Work& work = launch.work;
   work.per_block = rows;
-  work.turns = many ? kTurns : 1;
+  work.turns = static_cast<int>(RowsPerBlock(launch.kernel, turns, at_once));
+  launch.kernel.shared_bytes = static_cast<int>((work.turns > 1 ? 2 : 1) * bytes + kZeros);
   work.order = static_cast<int>(order);
   work.columns = layout.columns;
   work.aligned = Aligned(b.x, b.y) && rows * p.n % 8 == 0;

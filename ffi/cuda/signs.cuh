@@ -16,11 +16,11 @@ __device__ __forceinline__ uint32_t SignBit(const uint32_t* signs, int i) {
 // The signs of a word's elements 2 pair and 2 pair + 1, where two packed 16-bit numbers have theirs.
 __device__ __forceinline__ uint32_t PairSigns(uint32_t word, int pair) { return word << (15 - pair) & kAllSigns; }
 
-// The same as packed numbers of +-1.
+// Packed numbers of +-1 with those signs.
 template <typename T>
-__device__ __forceinline__ uint32_t SignedOnes(uint32_t word, int pair) {
+__device__ __forceinline__ uint32_t SignedOnes(uint32_t signs) {
   constexpr uint32_t kOnes = std::is_same_v<T, F16> ? 0x3c003c00 : 0x3f803f80;
-  return PairSigns(word, pair) ^ kOnes;
+  return (signs & kAllSigns) ^ kOnes;
 }
 
 }  // namespace jax_hadacore::cuda

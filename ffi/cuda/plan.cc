@@ -213,8 +213,41 @@ std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) 
   return layout;
 }
 
+// How a block is made up: the rows that it holds at once, its warps, and how many such blocks run at once.
+struct OrderBlock {
+  int64_t rows, warps, blocks;
+};
+
 constexpr int64_t kReserved = 1024;  // bytes of shared memory that the hardware takes for each block
 constexpr int kMostTurns = 4;
+
+// As many busy warps on a multiprocessor as possible.
+OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t order, const Problem& p,
+                       const Gpu& gpu) {
+  const int64_t most_warps = kernel.threads / 32, room = gpu.shared_bytes - kZeros;
+  // A warp's columns are of one row or of several, and a block's first row is to be aligned.
+  const int64_t tasks_of_part = DivideUp(order, 16), rows_of_part = layout.second ? 1 : DivideUp(16, layout.columns);
+  const int64_t least = DivideUp(8, p.n & -p.n);
+  int64_t most_rows = std::min({DivideUp(p.rows, gpu.processors), room / (2 * p.n), rows_of_part * most_warps});
+  most_rows = std::max<int64_t>(most_rows / least * least, 2 * p.n * least <= room ? least : 1);
+  OrderBlock best{};
+  double most = 0;
+  for (int64_t parts = 1; parts <= most_warps; ++parts) {
+    const int64_t rows = std::min(parts * rows_of_part, most_rows),
+                  tasks = tasks_of_part * DivideUp(rows, rows_of_part);
+    if (rows % least && rows != most_rows) continue;
+    for (int64_t warps = 1; warps <= std::min(most_warps, tasks); ++warps) {
+      // With a second buffer, for the rows that come next.
+      const int64_t bytes = 4 * p.n * rows + kZeros + kReserved;
+      const int64_t blocks =
+          std::max<int64_t>(1, std::min(2 * most_warps / warps, (gpu.shared_bytes + kReserved) / bytes));
+      const double busy =
+          static_cast<double>(tasks) / static_cast<double>(DivideUp(tasks, warps)) * static_cast<double>(blocks);
+      if (busy > most) most = busy, best = {rows, warps, blocks};
+    }
+  }
+  return best;
+}
 
 Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b, const Gpu& gpu) {
   const int64_t order = layout.first->order * layout.power;
@@ -227,27 +260,15 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
                    0,
                    {}};
 
-  const int64_t most_warps = launch.kernel.threads / 32;
-  // A warp's 16 columns are of one row or of several, and there are to be about as many tasks as warps in a block.
-  const int64_t tasks_of_part = DivideUp(order, 16), rows_of_part = two_orders ? 1 : DivideUp(16, layout.columns);
-  int64_t rows = rows_of_part * DivideUp(most_warps, tasks_of_part);
-  // Fewer rows where there are few, or little shared memory; but a block's first row is to be aligned.
-  const int64_t least = DivideUp(8, p.n & -p.n), room = gpu.shared_bytes - kZeros;
-  rows = std::min({rows, DivideUp(p.rows, gpu.processors), room / (2 * p.n)});
-  rows = std::max<int64_t>(rows / least * least, 2 * p.n * least <= room ? least : 1);
-  const int64_t tasks = tasks_of_part * DivideUp(rows, rows_of_part);
-  const int64_t warps = DivideUp(tasks, DivideUp(tasks, most_warps));
-  const int64_t bytes = 2 * p.n * rows, turns = DivideUp(p.rows, rows);
-  launch.kernel.threads = static_cast<int>(32 * warps);
-  // Where a block takes several times as many, the next are on their way while it works, to a second buffer.
-  const int64_t of_processor = gpu.shared_bytes + kReserved, of_block = 2 * bytes + kZeros + kReserved;
-  launch.kernel.blocks_per_processor = static_cast<int>(std::min(2 * most_warps / warps, of_processor / of_block));
-  launch.kernel.most_rows = launch.kernel.blocks_per_processor > 1 ? kMostTurns : 1;
-  const int64_t at_once = int64_t{launch.kernel.blocks_per_processor} * gpu.processors;
+  const OrderBlock block = ChooseBlock(launch.kernel, layout, order, p, gpu);
+  launch.kernel.threads = static_cast<int>(32 * block.warps);
+  launch.kernel.blocks_per_processor = static_cast<int>(block.blocks);
+  launch.kernel.most_rows = block.blocks > 1 ? kMostTurns : 1;
+  const int64_t rows = block.rows, bytes = 2 * p.n * rows, turns = DivideUp(p.rows, rows);
 
   Work& work = launch.work;
   work.per_block = rows;
-  work.turns = static_cast<int>(RowsPerBlock(launch.kernel, turns, at_once));
+  work.turns = static_cast<int>(RowsPerBlock(launch.kernel, turns, block.blocks * gpu.processors));
   launch.kernel.shared_bytes = static_cast<int>((work.turns > 1 ? 2 : 1) * bytes + kZeros);
   work.order = static_cast<int>(order);
   work.columns = layout.columns;

@@ -16,8 +16,8 @@ struct GroupShape {
   static constexpr int kTiles = kTiles_;
   static constexpr bool kTwoOrders = kTwoOrders_;
   static constexpr int kColumns = 8 * kTiles;
-  static constexpr int kWarps = kWidth * kTiles > 16 ? 4 : kTwoOrders || kWidth == 8 ? 6 : 8;  // in a block, at most
-  static constexpr int kWordsOfColumn = (kColumns + 31) / 32;                                  // of the second matrix
+  static constexpr int kWarps = kTwoOrders || kWidth == 8 ? 6 : 8;  // in a block, at most
+  static constexpr int kWordsOfColumn = (kColumns + 31) / 32;       // of the second matrix
 };
 
 // The groups (j, a) and (j, a + 1), as they come.
@@ -56,13 +56,9 @@ struct ColumnSums {
   float of[Shape::kTiles][Shape::kWidth][4] = {};
 
   // Multiplies the columns by the second matrix, whose rows are at `words`.
-  __device__ __forceinline__ void TransformColumns(const uint32_t* words) {
+  __device__ __forceinline__ void TransformColumns(const uint32_t* words, int columns) {
     constexpr int kTiles = Shape::kTiles, kWords = Shape::kWordsOfColumn;
-    uint32_t signs[kTiles][kWords];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-      for (int word = 0; word < kWords; ++word) signs[tile][word] = words[(8 * tile + BColumn(Lane())) * kWords + word];
+    words += BColumn(Lane()) * kWords;
 #pragma unroll
     for (int i = 0; i < Shape::kWidth; ++i) {
       uint32_t hi[2 * kTiles], lo[2 * kTiles];
@@ -74,16 +70,18 @@ struct ColumnSums {
           hi[2 * tile + half] = sum.hi;
           lo[2 * tile + half] = sum.lo;
         }
+      KeepOutOfRegisters(words);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         float (&sums)[4] = of[tile][i];
 #pragma unroll
         for (float& sum : sums) sum = 0;
+        if (8 * tile >= columns) continue;
 #pragma unroll
         for (int step = 0; step < kTiles / 2; ++step) {
-          const int pair = 8 * (step % 2) + BRow(Lane(), 0, 0) / 2;
-          const uint32_t b0 = SignedOnes<BF16>(PairSigns(signs[tile][step / 2], pair));
-          const uint32_t b1 = SignedOnes<BF16>(PairSigns(signs[tile][step / 2], pair + 4));
+          const uint32_t word = words[8 * tile * kWords + step / 2];
+          const int pair = step % 2 * 8 + BRow(Lane(), 0, 0) / 2;
+          const uint32_t b0 = SignedOnes<BF16>(PairSigns(word, pair)), b1 = SignedOnes<BF16>(PairSigns(word, pair + 4));
           const uint32_t low[4] = {lo[4 * step], lo[4 * step + 1], lo[4 * step + 2], lo[4 * step + 3]};
           const uint32_t high[4] = {hi[4 * step], hi[4 * step + 1], hi[4 * step + 2], hi[4 * step + 3]};
           MatrixMultiplyAdd<BF16>(sums, low, b0, b1, sums);
@@ -118,7 +116,7 @@ __device__ __forceinline__ void Store(const ColumnSums<Shape>& sums, const Rows&
   constexpr int kWidth = Shape::kWidth;
   const int column_elements = work.order * kWidth;
   const int column = CColumn(Lane(), 0), a = first_a + CRow(Lane(), 0);
-  uint16_t* const to = rows.Result(work, 0) + first + column * column_elements + a * kWidth;
+  uint16_t* const to = rows.y + first + column * column_elements + a * kWidth;
 #pragma unroll
   for (int c = 0; c < 4; ++c)
     if (a + c / 2 * 8 < work.order)
@@ -145,53 +143,51 @@ __global__ void __launch_bounds__(32 * Shape::kWarps, 2)
   const uint32_t* const words = Generic(given.words);
   extern __shared__ float4 shared_memory[];
   uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
+  const Rows rows(work);
+  const uint32_t* const signs = SignsOf(work, words);
+  WaitForPreviousLaunch();
+  StageRows(staged, rows, work, signs, [](int element) { return element; });
+
   const int lane = Lane(), order = work.order, row_words = static_cast<int>(SignWords(order));
   const int tiles = (order + 15) / 16, column_elements = order * kWidth;
-  const uint32_t* const signs = SignsOf(work, words);
-  const bool plain = work.aligned && !(signs && work.signs_last);
+  const int parts = Shape::kTwoOrders ? rows.count : (rows.count + Shape::kColumns - 1) / Shape::kColumns;
+  for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts; task += static_cast<int>(blockDim.x) / 32) {
+    const int part = task / tiles, first_a = (task - part * tiles) * 16;
+    // The task's columns are those of a row, or rows.
+    const int columns = Shape::kTwoOrders ? work.columns : min(rows.count - part * Shape::kColumns, Shape::kColumns);
+    const int first = part * (Shape::kTwoOrders ? work.columns : Shape::kColumns) * column_elements;
 
-  const auto compute = [&](const Rows& rows, const uint16_t* now) {
-    const int parts = Shape::kTwoOrders ? rows.count : (rows.count + Shape::kColumns - 1) / Shape::kColumns;
-    for (int task = static_cast<int>(threadIdx.x) / 32; task < tiles * parts;
-         task += static_cast<int>(blockDim.x) / 32) {
-      const int part = task / tiles, first_a = (task - part * tiles) * 16;
-      // The task's columns are those of a row, or rows.
-      const int columns = Shape::kTwoOrders ? work.columns : min(rows.count - part * Shape::kColumns, Shape::kColumns);
-      const int first = part * (Shape::kTwoOrders ? work.columns : Shape::kColumns) * column_elements;
-
-      // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
-      const uint16_t* from = now + first + BColumn(lane) * column_elements + BRow(lane, 0, 0) * kWidth;
-      ColumnSums<Shape> sums;
-      SignsOfRows<T> matrix(words + first_a * row_words, row_words);
+    // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
+    const uint16_t* from = staged + first + BColumn(lane) * column_elements + BRow(lane, 0, 0) * kWidth;
+    ColumnSums<Shape> sums;
+    SignsOfRows<T> matrix(words + first_a * row_words, row_words);
 #pragma unroll 1
-      for (int a = 0; a < order; a += 16, from += 16 * kWidth) {
-        uint32_t operand[4];
-        matrix.Next(operand, a);
-        const bool inside[2] = {a + BRow(lane, 0, 0) < order, a + BRow(lane, 1, 0) < order};
+    for (int a = 0; a < order; a += 16, from += 16 * kWidth) {
+      uint32_t operand[4];
+      matrix.Next(operand, a);
+      const bool inside[2] = {a + BRow(lane, 0, 0) < order, a + BRow(lane, 1, 0) < order};
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          GroupPair<kWidth> low, high;  // zeros beyond the matrix
-          if (8 * tile + BColumn(lane) < columns) {
-            if (inside[0]) low.Load(from + 8 * tile * column_elements);
-            if (inside[1]) high.Load(from + 8 * tile * column_elements + 8 * kWidth);
-          }
-#pragma unroll
-          for (int i = 0; i < kWidth; ++i)
-            MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        GroupPair<kWidth> low, high;  // zeros beyond the matrix
+        if (8 * tile + BColumn(lane) < columns) {
+          if (inside[0]) low.Load(from + 8 * tile * column_elements);
+          if (inside[1]) high.Load(from + 8 * tile * column_elements + 8 * kWidth);
         }
-      }
-
-      if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words);
-      sums.TransformGroups();
-
-      if (plain) {
-        Store(sums, rows, work, first, first_a, columns, nullptr);
-      } else {
-        Store<Shape, false>(sums, rows, work, first, first_a, columns, work.signs_last ? signs : nullptr);
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i)
+          MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
       }
     }
-  };
-  ForStagedRows(staged, work, signs, [](int element) { return element; }, compute);
+
+    if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words, columns);
+    sums.TransformGroups();
+
+    if (work.aligned && !(signs && work.signs_last)) {
+      Store(sums, rows, work, first, first_a, columns, nullptr);
+    } else {
+      Store<Shape, false>(sums, rows, work, first, first_a, columns, work.signs_last ? signs : nullptr);
+    }
+  }
 }
 
 template <typename T>

@@ -44,10 +44,11 @@ extern template Kernel SharedKernel<float, BF16>(int64_t);
 extern template Kernel SharedKernel<float, float>(int64_t);
 extern template Kernel SharedKernel<double, double>(int64_t);
 
-// Rows of 16-bit elements whose length is no power of two, in one pass; warps in a block, at most.
-constexpr int64_t kOrderWarps = 8;
+// Rows of 16-bit elements whose length is no power of two, in one pass. A kernel's threads are the most that a block
+// may have, two of which have registers at once.
 
-// Of groups of 8 elements in 2^column_bits columns, 2 to 16 (order_rows.cuh).
+// Of groups of 8 elements in 2^column_bits columns, 2 to kMostColumns (order_rows.cuh).
+constexpr int kMostColumns = 32;
 template <typename T>
 Kernel OrderRowsKernel(int column_bits, int words);
 

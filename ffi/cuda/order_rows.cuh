@@ -7,10 +7,12 @@
 namespace jax_hadacore::cuda {
 
 // A row is an array of groups of 8 consecutive elements, (a, j): a is the index of the first step's matrix, which
-// covers the order and the power of two's high bits, and j one of 2, 4, 8 or 16 columns. A warp computes 16 a's of
-// kGroups columns, of one row or several.
-constexpr int kGroups = 16;
+// covers the order and the power of two's high bits, and j one of 2 to 32 columns. A warp computes 16 a's of 16
+// columns, of one row or several; or of 32, if there are as many: then there are fewer a's, and so fewer products, but
+// fewer warps have room on a multiprocessor.
 constexpr int kGroup = 8;
+constexpr int GroupsOfTask(int columns) { return columns == 32 ? 32 : 16; }
+constexpr int OrderWarps(int columns) { return columns == 32 ? 6 : 8; }  // in a block, at most
 
 // A group's place in shared memory: of its index's low three bits those that count columns are changed by higher ones,
 // so that eight groups with the same j and consecutive a's are in different banks.
@@ -44,6 +46,7 @@ struct GroupMatrix {
 };
 
 // The lane's sums: of each group four, as the tensor cores hold them.
+template <int kGroups>
 struct GroupSums {
   float of[kGroups][4] = {};
 
@@ -81,14 +84,13 @@ struct GroupSums {
 };
 
 // Stores a task's results. kPlain: the rows are aligned, and there are no signs.
-template <typename T, int kColumns, bool kPlain = true>
-__device__ __forceinline__ void Store(const GroupSums& sums, const Rows& rows, const Work& work, int first_a,
+template <typename T, int kColumns, bool kPlain = true, int kGroups>
+__device__ __forceinline__ void Store(const GroupSums<kGroups>& sums, const Rows& rows, const Work& work, int first_a,
                                       int first_row, const uint32_t* signs) {
-  const int n = static_cast<int>(work.n), lane = Lane();
-  const int at = ((first_a + lane / 4) * kColumns + lane % 4 / 2) * kGroup + lane % 2 * 4;
-  uint16_t* to = rows.Result(work, first_row) + at;
+  const int lane = Lane(), at = ((first_a + lane / 4) * kColumns + lane % 4 / 2) * kGroup + lane % 2 * 4;
+  uint16_t* to = rows.y + first_row * rows.n + at;
 #pragma unroll
-  for (int row = 0; row < kGroups / kColumns; ++row, to += n) {
+  for (int row = 0; row < kGroups / kColumns; ++row, to += rows.n) {
     if (row > 0 && first_row + row >= rows.count) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -104,72 +106,73 @@ __device__ __forceinline__ void Store(const GroupSums& sums, const Rows& rows, c
 }
 
 template <typename T, int kColumnBits, int kWords>
-__global__ void __launch_bounds__(kOrderThreads, 2) OrderRows(const __grid_constant__ WorkAndWords<kWords> given) {
-  constexpr int kColumns = 1 << kColumnBits, kRowsOfTask = kGroups / kColumns, kBases = kColumns == 16 ? 4 : 8;
+__global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), 2)
+    OrderRows(const __grid_constant__ WorkAndWords<kWords> given) {
+  constexpr int kColumns = 1 << kColumnBits, kGroups = GroupsOfTask(kColumns), kRowsOfTask = kGroups / kColumns;
   constexpr int kBytes = sizeof(uint16_t);
   const Work& work = given.work;
   const uint32_t* const words = Generic(given.words);
   extern __shared__ float4 shared_memory[];
   uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
+
+  const Rows rows(work);
+  const uint32_t* const signs = SignsOf(work, words);
+  const GroupPlace<kColumnBits> place;
+  // Behind the rows are the elements of a's beyond the matrix, for the groups of all columns.
+  uint4* const behind = reinterpret_cast<uint4*>(staged + work.per_block * rows.n);
+  if (threadIdx.x < kColumns) behind[threadIdx.x] = make_uint4(0, 0, 0, 0);
+  WaitForPreviousLaunch();
+  StageRows(staged, rows, work, signs, place);
+
   const int lane = Lane(), order = work.order, row_words = static_cast<int>(SignWords(order));
   const int tiles = (order + 15) / 16;
-  const uint32_t* const signs = SignsOf(work, words);
-  const bool plain = work.aligned && !(signs && work.signs_last);
-  const GroupPlace<kColumnBits> place;
+  const int parts = (rows.count + kRowsOfTask - 1) / kRowsOfTask, warps = static_cast<int>(blockDim.x) / 32;
+  int tile = static_cast<int>(threadIdx.x) / 32;
+  for (int part = 0;; tile += warps) {
+    for (; tile >= tiles; ++part) tile -= tiles;
+    if (part >= parts) break;
+    const int first_a = 16 * tile, first_row = part * kRowsOfTask;
 
-  // Behind the rows are the elements of a's beyond the matrix, for the groups of all columns.
-  uint4* const zeros_behind = reinterpret_cast<uint4*>(staged + work.zeros_at);
-  const SharedAddress zeros = AddressOf(zeros_behind);
-  if (threadIdx.x < kColumns) zeros_behind[threadIdx.x] = make_uint4(0, 0, 0, 0);
-
-  ForStagedRows(staged, work, signs, place, [&](const Rows& rows, const uint16_t* now) {
-    const int parts = (rows.count + kRowsOfTask - 1) / kRowsOfTask, warps = static_cast<int>(blockDim.x) / 32;
-    int tile = static_cast<int>(threadIdx.x) / 32;
-    for (int part = 0;; tile += warps) {
-      for (; tile >= tiles; ++part) tile -= tiles;
-      if (part >= parts) break;
-      const int first_a = 16 * tile, first_row = part * kRowsOfTask;
-
-      // Step 1: operand A is the matrix. Operand B are the elements of two groups, a column each of two products, which
-      // come in one instruction: lanes 0 to 15 name the first's a's, lanes 16 to 31 the second's.
-      // Eight columns further on, a group's place is as much further.
-      SharedAddress from[kBases];
+    // Step 1: operand A is the matrix. Operand B are the elements of two groups, a column each of two products, which
+    // come in one instruction: lanes 0 to 15 name the first's a's, lanes 16 to 31 the second's.
+    // Eight columns further on, a group's place is as much further.
+    constexpr int kBases = kColumns >= 16 ? 4 : 8;
+    SharedAddress from[kBases];
 #pragma unroll
-      for (int pair = 0; pair < kBases; ++pair) {
-        const int row = min(first_row + 2 * pair / kColumns, rows.count - 1), j = 2 * pair % kColumns + lane / 16;
-        from[pair] = AddressOf(now + place(((row * order + lane % 16) * kColumns + j) * kGroup));
-      }
-      GroupSums sums;
-      SignsOfRows<T> matrix(words + first_a * row_words, row_words);
-      int a = 0;
-      do {
-        if (a + 16 > order && a + lane % 16 >= order)
-#pragma unroll
-          for (SharedAddress& address : from) address = zeros;
-        uint32_t operand[4];
-        matrix.Next(operand, a);
-#pragma unroll
-        for (int pair = 0; pair < kGroups / 2; ++pair) {
-          float (&even)[4] = sums.of[2 * pair], (&odd)[4] = sums.of[2 * pair + 1];
-          uint32_t b[4];
-          LoadMatrices(b, from[pair % kBases] + pair / kBases * kColumns / 2 * kGroup * kBytes);
-          MatrixMultiplyAdd<T>(even, operand, b[0], b[1], even);
-          MatrixMultiplyAdd<T>(odd, operand, b[2], b[3], odd);
-        }
-#pragma unroll
-        for (SharedAddress& address : from) address += 16 * kColumns * kGroup * kBytes;
-      } while ((a += 16) < order);
-
-      sums.TransformGroups();
-      sums.template TransformColumns<kColumns>();
-
-      if (plain) {
-        Store<T, kColumns>(sums, rows, work, first_a, first_row, nullptr);
-      } else {
-        Store<T, kColumns, false>(sums, rows, work, first_a, first_row, work.signs_last ? signs : nullptr);
-      }
+    for (int pair = 0; pair < kBases; ++pair) {
+      const int row = min(first_row + 2 * pair / kColumns, rows.count - 1), j = 2 * pair % kColumns + lane / 16;
+      from[pair] = AddressOf(staged + place(((row * order + lane % 16) * kColumns + j) * kGroup));
     }
-  });
+    GroupSums<kGroups> sums;
+    SignsOfRows<T> matrix(words + first_a * row_words, row_words);
+    int a = 0;
+    do {
+      if (a + 16 > order && a + lane % 16 >= order)
+#pragma unroll
+        for (SharedAddress& address : from) address = AddressOf(behind);
+      uint32_t operand[4];
+      matrix.Next(operand, a);
+#pragma unroll
+      for (int pair = 0; pair < kGroups / 2; ++pair) {
+        float (&even)[4] = sums.of[2 * pair], (&odd)[4] = sums.of[2 * pair + 1];
+        uint32_t b[4];
+        LoadMatrices(b, from[pair % kBases] + pair / kBases * 8 * kGroup * kBytes);
+        MatrixMultiplyAdd<T>(even, operand, b[0], b[1], even);
+        MatrixMultiplyAdd<T>(odd, operand, b[2], b[3], odd);
+      }
+#pragma unroll
+      for (SharedAddress& address : from) address += 16 * kColumns * kGroup * kBytes;
+    } while ((a += 16) < order);
+
+    sums.TransformGroups();
+    sums.template TransformColumns<kColumns>();
+
+    if (work.aligned && !(signs && work.signs_last)) {
+      Store<T, kColumns>(sums, rows, work, first_a, first_row, nullptr);
+    } else {
+      Store<T, kColumns, false>(sums, rows, work, first_a, first_row, work.signs_last ? signs : nullptr);
+    }
+  }
 }
 
 template <typename T, int kColumnBits>
@@ -177,7 +180,7 @@ Kernel MakeOrderRowsKernel(int words) {
   const bool few = words < kFewWords;
   const auto function = few ? reinterpret_cast<const void*>(&OrderRows<T, kColumnBits, kFewWords>)
                             : reinterpret_cast<const void*>(&OrderRows<T, kColumnBits, kManyWords>);
-  Kernel kernel = {"order rows", function, kOrderThreads, 0};
+  Kernel kernel = {"order rows", function, 32 * OrderWarps(1 << kColumnBits), 0};
   kernel.words = few ? kFewWords : kManyWords;
   return kernel;
 }
@@ -188,7 +191,8 @@ Kernel OrderRowsKernel(int column_bits, int words) {
     case 1: return MakeOrderRowsKernel<T, 1>(words);
     case 2: return MakeOrderRowsKernel<T, 2>(words);
     case 3: return MakeOrderRowsKernel<T, 3>(words);
-    default: return MakeOrderRowsKernel<T, 4>(words);
+    case 4: return MakeOrderRowsKernel<T, 4>(words);
+    default: return MakeOrderRowsKernel<T, 5>(words);
   }
 }
 

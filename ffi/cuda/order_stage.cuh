@@ -7,24 +7,18 @@
 
 namespace jax_hadacore::cuda {
 
-constexpr int kOrderThreads = 32 * kOrderWarps;
-
-// Rows from `first` on: as many as a block holds at once, or what is left.
+// A block's rows.
 struct Rows {
-  int64_t first;
-  int count;
+  const uint16_t* x;
+  uint16_t* y;
+  int n, count;
 
-  __device__ __forceinline__ Rows(const Work& work, int64_t first)
-      : first(first), count(static_cast<int>(min(work.per_block, work.count - first))) {}
-  __device__ __forceinline__ const uint16_t* Operand(const Work& work) const {
-    return static_cast<const uint16_t*>(work.x) + first * work.n;
+  __device__ __forceinline__ explicit Rows(const Work& work) : n(static_cast<int>(work.n)) {
+    const int64_t first = blockIdx.x * work.per_block;
+    x = static_cast<const uint16_t*>(work.x) + first * n;
+    y = static_cast<uint16_t*>(work.y) + first * n;
+    count = static_cast<int>(min(work.per_block, work.count - first));
   }
-  __device__ __forceinline__ uint16_t* Result(const Work& work, int row) const {
-    return static_cast<uint16_t*>(work.y) + (first + row) * work.n;
-  }
-  __device__ __forceinline__ int Elements(const Work& work) const { return count * static_cast<int>(work.n); }
-  // Of these, those that are copied 8 at a time.
-  __device__ __forceinline__ int Whole(const Work& work) const { return work.aligned ? Elements(work) / 8 * 8 : 0; }
 };
 
 // The signs of a row's elements, or null.
@@ -33,53 +27,30 @@ __device__ __forceinline__ const uint32_t* SignsOf(const Work& work, const uint3
   return work.device_signs ? work.device_signs : words + work.words_before_signs;
 }
 
-// Starts to bring rows to shared memory, element i to place(i), which keeps 8 aligned ones together.
+// Brings the rows to shared memory, element i to place(i), which keeps 8 aligned ones together; with their signs, where
+// there are some that come first. Every thread signs what it has brought itself.
 template <typename Place>
-__device__ __forceinline__ void StartRows(uint16_t* staged, const Rows& rows, const Work& work, const Place& place) {
-  const int threads = static_cast<int>(blockDim.x), whole = rows.Whole(work);
-  const uint16_t* const x = rows.Operand(work);
+__device__ __forceinline__ void StageRows(uint16_t* staged, const Rows& rows, const Work& work, const uint32_t* signs,
+                                          const Place& place) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int elements = rows.count * rows.n, whole = work.aligned ? elements / 8 * 8 : 0;  // copied 8 at a time
 #pragma unroll 4
-  for (int i = 8 * static_cast<int>(threadIdx.x); i < whole; i += 8 * threads) StartCopy<0>(staged + place(i), x + i);
-  for (int i = whole + static_cast<int>(threadIdx.x); i < rows.Elements(work); i += threads) staged[place(i)] = x[i];
-}
-
-// Multiplies them by their signs: every thread those that it has brought itself.
-template <typename Place>
-__device__ __forceinline__ void SignRows(uint16_t* staged, const Rows& rows, const Work& work, const uint32_t* signs,
-                                         const Place& place) {
-  const int threads = static_cast<int>(blockDim.x), whole = rows.Whole(work), n = static_cast<int>(work.n);
-  for (int i = 8 * static_cast<int>(threadIdx.x); i < whole; i += 8 * threads) {
-    uint32_t* const to = reinterpret_cast<uint32_t*>(staged + place(i));
+  for (int i = 8 * thread; i < whole; i += 8 * threads) StartCopy<0>(staged + place(i), rows.x + i);
+  for (int i = whole + thread; i < elements; i += threads) staged[place(i)] = rows.x[i];
+  FinishCopies();
+  if (signs && !work.signs_last) {
+    for (int i = 8 * thread; i < whole; i += 8 * threads) {
+      uint32_t* const to = reinterpret_cast<uint32_t*>(staged + place(i));
 #pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      const int at = (i + 2 * pair) % n;
-      to[pair] ^= PairSigns(signs[at / 32], at % 32 / 2);
+      for (int pair = 0; pair < 4; ++pair) {
+        const int at = (i + 2 * pair) % rows.n;
+        to[pair] ^= PairSigns(signs[at / 32], at % 32 / 2);
+      }
     }
+    for (int i = whole + thread; i < elements; i += threads)
+      staged[place(i)] ^= static_cast<uint16_t>(SignBit(signs, i % rows.n) << 15);
   }
-  for (int i = whole + static_cast<int>(threadIdx.x); i < rows.Elements(work); i += threads)
-    staged[place(i)] ^= static_cast<uint16_t>(SignBit(signs, i % n) << 15);
-}
-
-// Calls compute(rows, staged) for all rows of a block, work.turns times as many as it holds at once: while it works on
-// some, the next are on their way to another buffer.
-template <typename Place, typename Compute>
-__device__ __forceinline__ void ForStagedRows(uint16_t* staged, const Work& work, const uint32_t* signs,
-                                              const Place& place, const Compute& compute) {
-  const int buffer = static_cast<int>(work.per_block * work.n);
-  int64_t first = blockIdx.x * work.turns * work.per_block;
-  WaitForPreviousLaunch();
-  StartRows(staged, Rows(work, first), work, place);
-  for (int turn = 0; turn < work.turns && first < work.count; ++turn, first += work.per_block) {
-    uint16_t* const now = staged + turn % 2 * buffer;
-    const Rows rows(work, first);
-    FinishCopies();
-    if (signs && !work.signs_last) SignRows(now, rows, work, signs, place);
-    __syncthreads();
-    const int64_t next = first + work.per_block;
-    if (turn + 1 < work.turns && next < work.count)
-      StartRows(staged + (turn + 1) % 2 * buffer, Rows(work, next), work, place);
-    compute(rows, now);
-  }
+  __syncthreads();
 }
 
 // kCount consecutive results, scaled and rounded, to a `position` of a row that is a multiple of kCount. kPlain: the

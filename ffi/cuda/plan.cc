@@ -169,7 +169,7 @@ int64_t BestColumns(int64_t order, int64_t power) {
   constexpr double kFixed = 450, kTile = 40, kBit = 64;  // instructions for a tile of 16 by 16 groups
   int64_t best = 1;
   double least = 0;
-  for (int64_t columns = power > 1 ? 2 : 1; columns <= std::min<int64_t>(power, 16); columns *= 2) {
+  for (int64_t columns = power > 1 ? 2 : 1; columns <= std::min<int64_t>(power, kMostColumns); columns *= 2) {
     const int64_t rows = order * (power / columns), tiles = DivideUp(rows, 16);
     const double cost = static_cast<double>(tiles * 16) / static_cast<double>(rows) *
                         (kFixed + kTile * static_cast<double>(tiles) + kBit * Log2(columns));
@@ -204,7 +204,7 @@ int64_t OrderWords(const Problem& p, const OrderLayout& layout) {
          (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
 }
 
-constexpr int64_t kZeros = 256;  // bytes of shared memory behind a block's rows
+constexpr int64_t kZeros = 16 * kMostColumns;  // bytes of shared memory behind a block's rows
 
 // Whether one pass serves, with so many bytes of shared memory to a block.
 std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) {
@@ -213,13 +213,12 @@ std::optional<OrderLayout> OnePassOrder(const Problem& p, int64_t shared_bytes) 
   return layout;
 }
 
-// How a block is made up: the rows that it holds at once, its warps, and how many such blocks run at once.
+// How a block is made up.
 struct OrderBlock {
-  int64_t rows, warps, blocks;
+  int64_t rows, warps;
 };
 
 constexpr int64_t kReserved = 1024;  // bytes of shared memory that the hardware takes for each block
-constexpr int kMostTurns = 4;
 
 // As many busy warps on a multiprocessor as possible.
 OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t order, const Problem& p,
@@ -237,13 +236,12 @@ OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t 
                   tasks = tasks_of_part * DivideUp(rows, rows_of_part);
     if (rows % least && rows != most_rows) continue;
     for (int64_t warps = 1; warps <= std::min(most_warps, tasks); ++warps) {
-      // With a second buffer, for the rows that come next.
-      const int64_t bytes = 4 * p.n * rows + kZeros + kReserved;
+      const int64_t bytes = 2 * p.n * rows + kZeros + kReserved;
       const int64_t blocks =
           std::max<int64_t>(1, std::min(2 * most_warps / warps, (gpu.shared_bytes + kReserved) / bytes));
       const double busy =
           static_cast<double>(tasks) / static_cast<double>(DivideUp(tasks, warps)) * static_cast<double>(blocks);
-      if (busy > most) most = busy, best = {rows, warps, blocks};
+      if (busy > most) most = busy, best = {rows, warps};
     }
   }
   return best;
@@ -262,19 +260,14 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
 
   const OrderBlock block = ChooseBlock(launch.kernel, layout, order, p, gpu);
   launch.kernel.threads = static_cast<int>(32 * block.warps);
-  launch.kernel.blocks_per_processor = static_cast<int>(block.blocks);
-  launch.kernel.most_rows = block.blocks > 1 ? kMostTurns : 1;
-  const int64_t rows = block.rows, bytes = 2 * p.n * rows, turns = DivideUp(p.rows, rows);
+  launch.kernel.shared_bytes = static_cast<int>(2 * p.n * block.rows + kZeros);
+  launch.blocks = DivideUp(p.rows, block.rows);
 
   Work& work = launch.work;
-  work.per_block = rows;
-  work.turns = static_cast<int>(RowsPerBlock(launch.kernel, turns, block.blocks * gpu.processors));
-  launch.kernel.shared_bytes = static_cast<int>((work.turns > 1 ? 2 : 1) * bytes + kZeros);
+  work.per_block = block.rows;
   work.order = static_cast<int>(order);
   work.columns = layout.columns;
-  work.aligned = Aligned(b.x, b.y) && rows * p.n % 8 == 0;
-  work.zeros_at = static_cast<int>((launch.kernel.shared_bytes - kZeros) / 2);
-  launch.blocks = DivideUp(turns, work.turns);
+  work.aligned = Aligned(b.x, b.y) && block.rows * p.n % 8 == 0;
 
   launch.words = *FirstStepWords(*layout.first, layout.power);
   if (two_orders) {

@@ -57,6 +57,9 @@ __device__ __forceinline__ void WaitForCluster() {
 #endif
 }
 
+// Makes the compiler read again what it has read from there before, where registers are short.
+__device__ __forceinline__ void KeepOutOfRegisters(const uint32_t*& address) { asm volatile("" : "+l"(address)); }
+
 // An address in shared memory.
 using SharedAddress = uint32_t;
 __device__ __forceinline__ SharedAddress AddressOf(const void* shared) {

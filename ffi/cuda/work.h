@@ -25,8 +25,6 @@ struct Work {
   // two):
   int order;                     // of the first step's matrix
   int columns;                   // that the second step transforms
-  int turns;                     // per_block rows each that a block takes, one after the other
-  int zeros_at;                  // in shared memory, counted in elements
   bool aligned;                  // to 16 bytes: x, y and every block's first row
   const uint32_t* device_signs;  // of the elements; null where they are among the words, or there are none
   int words_before_signs;        // among the words; -1 where there are no signs

@@ -201,7 +201,8 @@ int WordsOf(const void* function) {
     std::map<const void*, int> words;
     const auto add = [&](const Kernel& kernel) { words[kernel.function] = kernel.words; };
     for (const int count : {kFewWords, kManyWords})
-      for (const int bits : {1, 2, 3, 4}) add(OrderRowsKernel<F16>(bits, count - 1)), add(OrderRowsKernel<BF16>(bits, count - 1));
+      for (const int bits : {1, 2, 3, 4, 5})
+        add(OrderRowsKernel<F16>(bits, count - 1)), add(OrderRowsKernel<BF16>(bits, count - 1));
     for (const int width : {1, 2, 4, 8})
       for (const bool two_orders : {false, true})
         add(GroupRowsKernel<F16>(width, two_orders)), add(GroupRowsKernel<BF16>(width, two_orders));

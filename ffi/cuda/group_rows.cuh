@@ -16,14 +16,14 @@ struct GroupShape {
   static constexpr int kTiles = kTiles_;
   static constexpr bool kTwoOrders = kTwoOrders_;
   static constexpr int kColumns = 8 * kTiles;
-  static constexpr int kWarps = kTwoOrders || kWidth == 8 ? 6 : 8;  // in a block, at most
+  static constexpr int kWarps = kTiles > 2 ? 4 : kWidth == 8 ? 6 : 8;  // in a block, at most
   static constexpr int kWordsOfColumn = (kColumns + 31) / 32;       // of the second matrix
 };
 
 // The groups (j, a) and (j, a + 1), as they come.
 template <int kWidth>
 struct GroupPair {
-  uint32_t words[kWidth] = {};
+  uint32_t words[kWidth];
 
   // Element i of both, packed.
   __device__ __forceinline__ uint32_t Element(int i) const {
@@ -60,6 +60,13 @@ struct ColumnSums {
     constexpr int kTiles = Shape::kTiles, kWords = Shape::kWordsOfColumn;
     words += BColumn(Lane()) * kWords;
 #pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+      if (8 * tile + CColumn(Lane(), 0) >= columns)
+#pragma unroll
+        for (float (&sums)[4] : of[tile])
+#pragma unroll
+          for (float& sum : sums) sum = 0;
+#pragma unroll
     for (int i = 0; i < Shape::kWidth; ++i) {
       uint32_t hi[2 * kTiles], lo[2 * kTiles];
 #pragma unroll
@@ -76,7 +83,6 @@ struct ColumnSums {
         float (&sums)[4] = of[tile][i];
 #pragma unroll
         for (float& sum : sums) sum = 0;
-        if (8 * tile >= columns) continue;
 #pragma unroll
         for (int step = 0; step < kTiles / 2; ++step) {
           const uint32_t word = words[8 * tile * kWords + step / 2];
@@ -157,27 +163,31 @@ __global__ void __launch_bounds__(32 * Shape::kWarps, 2)
     const int columns = Shape::kTwoOrders ? work.columns : min(rows.count - part * Shape::kColumns, Shape::kColumns);
     const int first = part * (Shape::kTwoOrders ? work.columns : Shape::kColumns) * column_elements;
 
-    // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups.
-    const uint16_t* from = staged + first + BColumn(lane) * column_elements + BRow(lane, 0, 0) * kWidth;
+    // Step 1: operand A is the matrix, operand B the elements, of which a lane loads whole groups. What is beyond the
+    // matrix or the columns is taken from the same column or row, times zero or left out.
+    const int column = min(BColumn(lane), columns - 1);
+    const uint16_t* const from = staged + first + column * column_elements;
     ColumnSums<Shape> sums;
     SignsOfRows<T> matrix(words + first_a * row_words, row_words);
-#pragma unroll 1
-    for (int a = 0; a < order; a += 16, from += 16 * kWidth) {
+    int a = 0;
+    do {
       uint32_t operand[4];
       matrix.Next(operand, a);
-      const bool inside[2] = {a + BRow(lane, 0, 0) < order, a + BRow(lane, 1, 0) < order};
+      int at[2] = {a + BRow(lane, 0, 0), a + BRow(lane, 1, 0)};
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (at[r] >= order) at[r] = operand[2 * r] = operand[2 * r + 1] = 0;
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        GroupPair<kWidth> low, high;  // zeros beyond the matrix
-        if (8 * tile + BColumn(lane) < columns) {
-          if (inside[0]) low.Load(from + 8 * tile * column_elements);
-          if (inside[1]) high.Load(from + 8 * tile * column_elements + 8 * kWidth);
-        }
+        const int further = min(8 * tile, columns - 1 - column) * column_elements;
+        GroupPair<kWidth> low, high;
+        low.Load(from + further + at[0] * kWidth);
+        high.Load(from + further + at[1] * kWidth);
 #pragma unroll
         for (int i = 0; i < kWidth; ++i)
           MatrixMultiplyAdd<T>(sums.of[tile][i], operand, low.Element(i), high.Element(i), sums.of[tile][i]);
       }
-    }
+    } while ((a += 16) < order);
 
     if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words, columns);
     sums.TransformGroups();

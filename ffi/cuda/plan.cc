@@ -219,7 +219,8 @@ struct OrderBlock {
   int64_t rows, warps;
 };
 
-constexpr int64_t kReserved = 1024;  // bytes of shared memory that the hardware takes for each block
+constexpr double kInFlight = 40 * 1024;  // bytes of rows that a multiprocessor should hold
+constexpr int64_t kReserved = 1024;      // bytes of shared memory that the hardware takes for each block
 
 // As many busy warps on a multiprocessor as possible.
 OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t order, const Problem& p,
@@ -240,9 +241,11 @@ OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t 
       const int64_t bytes = 2 * p.n * rows + kZeros + kReserved;
       const int64_t blocks =
           std::max<int64_t>(1, std::min(2 * most_warps / warps, (gpu.shared_bytes + kReserved) / bytes));
-      // One task after the other takes a block longer, and so it holds its memory longer.
+      // One task after the other takes a block longer, and so it holds its memory longer; and too few bytes may be on
+      // their way at once.
       const auto rounds = static_cast<double>(DivideUp(tasks, warps));
-      const double busy = static_cast<double>(tasks * blocks) / rounds / (0.9 + 0.1 * rounds);
+      const double busy = static_cast<double>(tasks * blocks) / rounds / (0.8 + 0.2 * rounds) *
+                          std::min(1.0, static_cast<double>(blocks * bytes) / kInFlight);
       if (busy > most) most = busy, best = {rows, warps};
     }
   }

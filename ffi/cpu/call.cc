@@ -30,7 +30,7 @@ bool CanCut(const Problem& problem) {
          (problem.factor_count == 0 || problem.n / problem.factors[0].order % kColumns == 0);
 }
 
-constexpr int64_t kTableBytes = kBlock * kChoices * kStripBytes;
+constexpr int64_t kTableBytes = kBlock * kFourBytes;
 
 int64_t SumsBytes(const Problem& problem) {
   int64_t most = 0;
@@ -41,20 +41,26 @@ int64_t SumsBytes(const Problem& problem) {
   return most;
 }
 
-// Eight pairs of bits, each into a byte of its own, the first into the lowest.
-uint64_t SpreadPairs(uint64_t bits) {
-  bits = (bits | bits << 24) & 0x000000ff000000ff;
-  bits = (bits | bits << 12) & 0x000f000f000f000f;
-  return (bits | bits << 6) & 0x0303030303030303;
-}
-
-std::unique_ptr<uint8_t[]> Picks(const Factor& factor) {
+// Memory's picks. Of the 16 signed sums of inputs 4 i, ... 4 i + 3, the bits 0 to 3 of the one that a result takes are
+// the signs of 4 i, 4 i + 2, 4 i + 1 and 4 i + 3, as neighbours in packed signs are neighbours here.
+std::unique_ptr<uint16_t[]> Picks(const Factor& factor) {
   if (!factor.signs) return nullptr;
-  const int64_t words = factor.order * SignWords(factor.order);
-  std::unique_ptr<uint8_t[]> picks(new uint8_t[static_cast<size_t>(8 * words)]);
-  for (int64_t i = 0; i < words; ++i) {
-    const uint64_t eight = SpreadPairs(factor.signs[i] & 0xffff) | SpreadPairs(factor.signs[i] >> 16) << 2;
-    std::memcpy(&picks[static_cast<size_t>(8 * i)], &eight, sizeof eight);
+  using Eight = uint16_t __attribute__((vector_size(16)));  // for the eight fours of a word
+  constexpr Eight kToTop = {1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1};
+  constexpr Eight kFour = {
+      0, kFourBytes, 2 * kFourBytes, 3 * kFourBytes, 4 * kFourBytes, 5 * kFourBytes, 6 * kFourBytes, 7 * kFourBytes};
+  static_assert(kStripBytes == 1 << 6 && kBlock == 16, "the offsets below, and two words of signs in a block");
+  const int64_t words = SignWords(factor.order), blocks = (words + 1) / 2;
+  std::unique_ptr<uint16_t[]> picks(new uint16_t[static_cast<size_t>(blocks * factor.order * kBlock)]);
+  for (int64_t row = 0; row < factor.order; ++row) {
+    for (int64_t word = 0; word < words; ++word) {
+      const uint32_t signs = factor.signs[row * words + word];
+      const Eight even = (Eight{} + static_cast<uint16_t>(signs)) * kToTop >> 14 << 6;
+      const Eight odd = (Eight{} + static_cast<uint16_t>(signs >> 16)) * kToTop >> 14 << 8;
+      const Eight offsets = (even | odd) + kFour + static_cast<uint16_t>(word % 2 * 8 * kFourBytes);
+      const int64_t to = (word / 2 * factor.order + row) * kBlock + word % 2 * 8;
+      std::memcpy(&picks[static_cast<size_t>(to)], &offsets, sizeof offsets);
+    }
   }
   return picks;
 }
@@ -71,7 +77,8 @@ int64_t ThreadsWorth(const Problem& problem, int64_t available) {
 Call::Call(const Problem& problem, const void* x, void* y, int64_t threads) : problem_(problem), x_(x), y_(y) {
   const int64_t elements = problem.rows * problem.n, units = threads == 1 ? 1 : kUnitsPerThread * threads;
   if (!CanCut(problem) || 2 * problem.rows > threads) {
-    phase_[0].units = std::min(units, problem.rows);
+    const int64_t least = RowsForStrips(problem);
+    phase_[0].units = std::min(units, (problem.rows + least - 1) / least);
   } else {
     phases_ = problem.factor_count || threads <= kJoined ? 2 : 3;
     part_ = problem.n;
@@ -83,8 +90,7 @@ Call::Call(const Problem& problem, const void* x, void* y, int64_t threads) : pr
   }
   if (!AccumulatesInPlace(problem.dtype)) {
     if (part_ == 0)
-      buffer_bytes_ =
-          (problem.factor_count ? RowsTogether(problem.n) : 1) * problem.n * AccumulatorBytes(problem.dtype);
+      buffer_bytes_ = (problem.factor_count ? RowsTogether(problem) : 1) * problem.n * AccumulatorBytes(problem.dtype);
     buffers_.reset(Allocate(part_ ? elements * AccumulatorBytes(problem.dtype) : threads * buffer_bytes_));
   }
   if (problem.factor_count) {

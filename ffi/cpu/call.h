@@ -57,7 +57,7 @@ class Call {
   int64_t buffer_bytes_ = 0;  // of a thread; 0 where all threads share a buffer
   int64_t step_bytes_ = 0;    // of a thread
   Scratch buffers_, steps_;
-  std::unique_ptr<uint8_t[]> picks_[2];
+  std::unique_ptr<uint16_t[]> picks_[2];
 };
 
 // The whole transform on threads of its own, for tests.

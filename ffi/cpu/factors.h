@@ -138,7 +138,7 @@ class FactorStep {
 
  private:
   // Of the i-th four inputs of a block, the 16 signed sums, or the inputs.
-  A* Table(int i) const { return table_ + i * kChoices * kStrip<A>; }
+  A* Table(int i) const { return table_ + i * (kFourBytes / static_cast<int64_t>(sizeof(A))); }
   // A result's sum over the blocks that are added to that of `four`.
   A* Sum(int64_t four, int64_t row) const { return sums_ + (four / kFoursPerSum * factor_.order + row) * kStrip<A>; }
 
@@ -155,7 +155,7 @@ class FactorStep {
         for (int j = 0; j < 4; ++j) x[j].Store(to + j * kStrip<A>);
         continue;
       }
-      // In the order of a pick's bits (hadamard.h).
+      // In the order of a choice's bits (call.cc).
       const Strip<A> even[4] = {x[0] + x[2], x[2] + -x[0], x[0] + -x[2], -x[0] + -x[2]};
       const Strip<A> odd[4] = {x[1] + x[3], x[3] + -x[1], x[1] + -x[3], -x[1] + -x[3]};
 #pragma GCC unroll 4
@@ -173,9 +173,10 @@ class FactorStep {
   template <int kCount>
   void AddBlock(int64_t first) const {
     if (picks_) {
-      const int64_t stride = PicksPerRow(factor_.order);
-      AddSums<kCount>(first, [this, first, stride](int64_t row, int i) __attribute__((always_inline)) {
-        return Strip<A>::Load(Table(i) + picks_[row * stride + first + i] * kStrip<A>);
+      const uint16_t* picks = picks_ + first * factor_.order;
+      const char* table = reinterpret_cast<const char*>(table_);
+      AddSums<kCount>(first, [table, picks](int64_t row, int i) __attribute__((always_inline)) {
+        return Strip<A>::Load(reinterpret_cast<const A*>(table + picks[row * kBlock + i]));
       });
     } else {
       AddSums<kCount>(first, [this, first](int64_t row, int i) { return Product(row, first + i, Table(i)); });
@@ -183,7 +184,7 @@ class FactorStep {
   }
 
   template <int kCount, typename Four>
-  void AddSums(int64_t first, const Four& four) const {
+  void AddSums(int64_t first, Four four) const {
     for (int64_t row = 0; row < factor_.order; ++row) {
       Strip<A> sum = Pairwise<0, kCount>([&](int i) __attribute__((always_inline)) { return four(row, i); });
       A* to = Sum(first, row);
@@ -202,7 +203,7 @@ class FactorStep {
 
   const Factor factor_;
   const int64_t fours_;
-  const uint8_t* const picks_;
+  const uint16_t* const picks_;
   A* const table_;
   A* const sums_;
 };

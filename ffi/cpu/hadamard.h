@@ -21,26 +21,30 @@ constexpr int64_t PartsJoined(const Problem& problem) {
   return problem.factor_count ? problem.factors[0].order : kJoined;
 }
 
-// Rows are done together while their accumulators fit the nearest cache.
-constexpr int64_t RowsTogether(int64_t n) { return n < 4096 ? 4096 / n : 1; }
-
-// The step of a factor (factors.h): columns that are done together, as accumulators; inputs, in fours, of a block, and
-// of as many blocks as are added in sequence; the signed sums of four inputs.
+// The step of a factor (factors.h): its columns are done in strips of this size, its inputs in blocks of 16 fours, and
+// four blocks make a sum. A block's table has a strip for each of the 16 signed sums of four inputs.
 constexpr int64_t kStripBytes = 64;
 constexpr int64_t kBlock = 16;
 constexpr int64_t kFoursPerSum = 4 * kBlock;
-constexpr int64_t kChoices = 16;
+constexpr int64_t kFourBytes = 16 * kStripBytes;
 
-// Which of the signed sums of inputs 4 i, ... 4 i + 3 a result takes: bits 0 to 3 are the signs of inputs 4 i, 4 i + 2,
-// 4 i + 1 and 4 i + 3, in the order of packed signs. A row of picks for each result.
-constexpr int64_t PicksPerRow(int64_t order) { return 8 * SignWords(order); }
+// Rows that are done together: as many as fit the nearest cache, but at least so many that there are strips to fill.
+constexpr int64_t RowsForStrips(const Problem& problem) {
+  return problem.factor_count && problem.n / problem.factors[0].order < 16 ? 16 : 1;
+}
+constexpr int64_t RowsTogether(const Problem& problem) {
+  const int64_t least = RowsForStrips(problem), fit = 8192 / (problem.n > 0 ? problem.n : 1) / least;
+  return fit > 1 ? fit * least : least;
+}
 
 // What a thread works with besides operand and result.
 struct Memory {
-  void* buffer;             // accumulators; the result itself where AccumulatesInPlace
-  void* table;              // kChoices strips for each four of a block
-  void* sums;               // a strip for each result and each kFoursPerSum
-  const uint8_t* picks[2];  // of each factor that is of signs
+  void* buffer;  // accumulators; the result itself where AccumulatesInPlace
+  void* table;   // of a block: kBlock * kFourBytes
+  void* sums;    // a strip for each result and each kFoursPerSum
+  // Of each factor that is of signs: for each block of inputs and each result, where in the table the kBlock strips are
+  // that it adds up, in bytes.
+  const uint16_t* picks[2];
 };
 
 // One instruction set: its name, and the functions below compiled for it.
@@ -66,7 +70,7 @@ constexpr bool AccumulatesInPlace(Dtype dtype) { return dtype == Dtype::kF32 || 
 
 // These use the current instruction set, and keep subnormals whatever the calling thread's floating-point mode.
 
-// Transforms rows. The buffer holds RowsTogether(n).
+// Transforms rows. The buffer holds RowsTogether.
 void TransformRows(const Problem& problem, Range rows, const void* x, void* y, const Memory& memory);
 
 // What is inside parts of `length` elements, counted over all rows: their butterflies and the steps of all factors but

@@ -23,7 +23,7 @@ struct Kernel {
   using S = typename T::Storage;
 
   static void Rows(const Problem& problem, Range rows, const void* x_, void* y_, const Memory& memory) {
-    const int64_t n = problem.n, end = rows.last * n, most = RowsTogether(n) * n;
+    const int64_t n = problem.n, end = rows.last * n, most = RowsTogether(problem) * n;
     for (int64_t at = rows.first * n; at < end; at += most) {
       const int64_t count = end - at < most ? end - at : most;
       const S* x = static_cast<const S*>(x_) + at;

@@ -12,7 +12,7 @@
 namespace jax_hadacore::cpu {
 namespace {
 
-// Below this many bytes of accumulators a second thread costs more than it saves.
+// Below this many bytes of accumulators of a power of two a second thread costs more than it saves.
 constexpr int64_t kBytesPerThread = 128 * 1024;
 // Units for each thread, so that all end at about the same time on cores of unequal speed.
 constexpr int64_t kUnitsPerThread = 4;
@@ -70,7 +70,10 @@ std::unique_ptr<uint16_t[]> Picks(const Factor& factor) {
 void FreeAligned::operator()(char* memory) const { ::operator delete[](memory, kCacheLine); }
 
 int64_t ThreadsWorth(const Problem& problem, int64_t available) {
-  const int64_t bytes = problem.rows * problem.n * AccumulatorBytes(problem.dtype);
+  // The step of a factor takes as long as the butterflies, and so once more for every 40 of its order.
+  int64_t effort = 1;
+  for (int i = 0; i < problem.factor_count; ++i) effort += 1 + problem.factors[i].order / 40;
+  const int64_t bytes = problem.rows * problem.n * AccumulatorBytes(problem.dtype) * effort;
   return std::max<int64_t>(1, std::min(bytes / kBytesPerThread, available));
 }
 

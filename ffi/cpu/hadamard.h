@@ -33,7 +33,7 @@ constexpr int64_t RowsForStrips(const Problem& problem) {
   return problem.factor_count && problem.n / problem.factors[0].order < 16 ? 16 : 1;
 }
 constexpr int64_t RowsTogether(const Problem& problem) {
-  const int64_t least = RowsForStrips(problem), fit = 8192 / (problem.n > 0 ? problem.n : 1) / least;
+  const int64_t least = RowsForStrips(problem), fit = 4096 / (problem.n > 0 ? problem.n : 1) / least;
   return fit > 1 ? fit * least : least;
 }
 

@@ -127,8 +127,8 @@ ad.primitive_jvps[hadamard_p] = _hadamard_jvp
 def _hadamard_batch(args, dims, **params):
     x, *words = args
     mapped, *signs_mapped = dims
-    if words and signs_mapped[0] is not batching.not_mapped:
-        x = x[None] if mapped is batching.not_mapped else jnp.moveaxis(x, mapped, 0)
+    if words and signs_mapped[0] is not None:
+        x = x[None] if mapped is None else jnp.moveaxis(x, mapped, 0)
         return _signs_apart(x, jnp.moveaxis(words[0], signs_mapped[0], 0), **params), 0
     if mapped == x.ndim - 1:
         x, mapped = jnp.moveaxis(x, mapped, 0), 0

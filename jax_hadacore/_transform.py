@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, Singl
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _primitive, _sharded
-from ._orders import MAX_LENGTH, MAX_ORDER, decompose, factorisation
+from ._orders import MAX_LENGTH, MAX_ORDER, decompose
 from ._primitive import StaticArray
 
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -37,10 +37,10 @@ def hadamard(
 ) -> jax.Array:
     """The Hadamard transform of one axis: y = scale * T x, rounded once.
 
-    T is the matrix H_n of +-1 that `hadamard_matrix(n)` returns. Of a power of two that is Sylvester's in natural order,
-    H_n[i, j] = (-1)**popcount(i & j); of other lengths n = k * 2^m the Kronecker product M_k (x) H_{2^m}, M_k one of
-    Paley's matrices or the product of two (`decompose`). All are symmetric and H_n H_n = n I, so with the default scale
-    and without signs or a matrix the transform is its own inverse and its own gradient.
+    T is the matrix H_n of +-1 that `hadamard_matrix(n)` returns: for a power of two Sylvester's in natural order,
+    H_n[i, j] = (-1)**popcount(i & j); for other lengths n = k * 2^m the Kronecker product M_k (x) H_{2^m}, where M_k is
+    one of Paley's matrices or the product of two (`decompose`). All are symmetric, H_n H_n = n I. So with the default
+    scale, and without signs or a matrix, the transform is its own inverse and its own gradient.
 
     With `signs` s, T x = H_n (s * x); with a `matrix` M of order k, T = M (x) H_{2^m}. `transpose=True` applies the
     adjoint T^T, which with the default scale is the inverse.
@@ -55,8 +55,8 @@ def hadamard(
         signs: an array of +1 and -1, floating or of signed integers, of n elements; or, with a block_size, of as many
             as the axis has. Concrete values are checked, and compiled into the program; of traced ones everything below
             zero is -1. They are constants: no gradient flows into them.
-        matrix: a concrete array M of shape (k, k), k <= 1024, with M M^T = c^2 I, for an axis of length k * 2^m. It acts
-            on the slow index: with x viewed as (k, 2^m), y = scale * M x H. No gradient flows into it.
+        matrix: a concrete array M of shape (k, k), k <= 1024, with M M^T = c^2 I, for an axis of length k * 2^m. It
+            acts on the slow index: with x viewed as (k, 2^m), y = scale * M x H. No gradient flows into it.
         transpose: apply the adjoint of the transform: M^T for M, and the signs after it.
         axis_name: inside `jax.shard_map`, the mesh axis that the axis is split over, or a tuple of mesh axes: x is this
             device's block of it, `signs` that block's, n its length over all P devices. The result is this device's
@@ -333,25 +333,7 @@ def _hadamard(x: jax.Array, negative: jax.Array | None = None, *, options: _Opti
     minus = _replicated(negative) if options.signs is None else options.signs.value
     if minus is not None:
         _check_signs(minus, n // devices, size)
-    # A call applies the same signs to all of its rows, on any device.
-    apart = minus is not None and (devices > 1 or len(minus) != n or not _varying(minus) <= _varying(x))
-    scale = _checked_scale(options, n, x.dtype)
-    if devices > 1:
-        transform = functools.partial(_sharded.transform, scale=scale, axis_name=options.axis_name)
-    else:
-        transform = functools.partial(
-            _primitive.transform,
-            scale=scale,
-            length=n,
-            negative=None if apart else minus,
-            matrix=options.matrix and options.matrix.entries,
-            transpose=options.transpose,
-            inplace=options.inplace,
-        )
-    if apart:
-        transform = functools.partial(
-            _primitive.with_signs, transform=transform, negative=minus, transpose=options.transpose
-        )
+    transform = functools.partial(_transform_last, minus=minus, n=n, devices=devices, options=options)
     y = jnp.moveaxis(x, axis, -1)
     split = _split_last_axis(y)
     if split and (size // n) % _pieces(split):  # gathers the transformed axis, and splits it again afterwards
@@ -360,6 +342,28 @@ def _hadamard(x: jax.Array, negative: jax.Array | None = None, *, options: _Opti
     else:
         y = transform(y)
     return jnp.moveaxis(y, -1, axis)
+
+
+def _transform_last(y: jax.Array, minus, *, n: int, devices: int, options: _Options) -> jax.Array:
+    """Transforms the last axis: the local block of n elements on several devices, or blocks of n elements."""
+    scale = _checked_scale(options, n, y.dtype)
+    if devices > 1:
+        transform = functools.partial(_sharded.transform, scale=scale, axis_name=options.axis_name)
+    else:
+        transform = functools.partial(
+            _primitive.transform,
+            scale=scale,
+            length=n,
+            matrix=options.matrix and options.matrix.entries,
+            transpose=options.transpose,
+            inplace=options.inplace,
+        )
+        # A call applies the same signs to all of its rows, on every device.
+        if minus is not None and len(minus) == n and _varying(minus) <= _varying(y):
+            return transform(y, negative=minus)
+    if minus is None:
+        return transform(y)
+    return _primitive.with_signs(y, transform=transform, negative=minus, transpose=options.transpose)
 
 
 _compiled = jax.jit(_hadamard, static_argnames="options")

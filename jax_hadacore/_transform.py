@@ -5,7 +5,8 @@ import math
 import numbers
 import operator
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.core
@@ -221,8 +222,7 @@ class _Matrix:
         return self.entries.shape[0]
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(NamedTuple):
     """The options of a call, as values that a compiled program is found by."""
 
     axis: int
@@ -385,7 +385,7 @@ def _sharded_program(x, negative, *, options: _Options, sharding: NamedSharding)
         if minus is not None and len(minus) == size:
             block = size // devices
             minus = jax.lax.dynamic_slice_in_dim(minus, jax.lax.axis_index(names) * block, block)
-        return _hadamard(x, minus, options=replace(options, signs=None, axis_name=names or None))
+        return _hadamard(x, minus, options=options._replace(signs=None, axis_name=names or None))
 
     specs = PartitionSpec(*spec)
     return jax.shard_map(local, mesh=sharding.mesh, in_specs=(specs, PartitionSpec()), out_specs=specs)(x, minus)

@@ -1,14 +1,16 @@
 """Times the transform on the CPU: against memcpy, on more threads, and against what XLA offers instead.
 
-    python benchmarks/cpu.py [--out FILE.json]
+    python benchmarks/cpu.py [--tables memcpy threads programs factors] [--out FILE.json]
 
-Three tables. `memcpy`: the kernel on one thread beside memcpy of the same bytes, in turn; the share is the best time of
+`memcpy`: the kernel on one thread beside memcpy of the same bytes, in turn; the share is the best time of
 memcpy / the best of the transform, because other tenants of a machine only ever add time. `threads`: the best time on
 one thread / on several. `programs`: medians of jitted calls, in turn, of the transform and of XLA's alternatives.
+`factors`: lengths that are no powers of two, the kernel on one thread and on all beside memcpy and a dense product.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -168,22 +170,73 @@ def programs() -> list[dict]:
     return results
 
 
+FACTORED = (
+    ((12,), 256, 1),
+    ((12,), 256, 512),
+    ((28,), 512, 64),
+    ((344,), 32, 64),
+    ((36, 76), 4, 64),
+    ((180,), 16, 256),
+    ((12,), 1, 4096),
+    ((20,), 4, 4096),
+)
+
+
+def factors() -> list[dict]:
+    """Orders, what is left of n, and rows. The signs of the matrices are random, which makes no difference in time."""
+    signs = np.random.default_rng(0).integers(0, 1 << 32, 1 << 14, dtype=np.uint32)
+    native, threads = _ffi.CPU.module, os.cpu_count() or 1
+    results = []
+    for dtype in DTYPES[:2]:
+        for orders, power, rows in FACTORED:
+            n = math.prod(orders) * power
+            x = np.random.default_rng(0).standard_normal((rows, n)).astype(dtype)
+            y = np.empty_like(x)
+            problem = native.Problem(
+                getattr(native.Dtype, dtype.name), n, rows, n**-0.5, list(orders), factors=signs.ctypes.data
+            )
+            best = {}
+            for _ in range(10):  # in turn
+                for count in (1, threads):
+                    times = native.measure(problem, x.ctypes.data, y.ctypes.data, threads=count, repetitions=5)
+                    for name, values in times.items():
+                        key = f"{name}, {count} thread{'s' if count > 1 else ''}"
+                        best[key] = min(best.get(key, values[0]), *values)
+            whole = jnp.full((n, n), n**-0.5, dtype)
+            dense = jax.jit(lambda x, whole: x @ whole)
+            dense(x, whole).block_until_ready()
+            for _ in range(5):
+                start = time.perf_counter()
+                dense(x, whole).block_until_ready()
+                best["dense"] = min(best.get("dense", math.inf), 1e3 * (time.perf_counter() - start))
+            entry = {"dtype": dtype.name, "n": n, "orders": orders, "rows": rows}
+            results.append({**entry, "milliseconds": best})
+        show(
+            f"{dtype.name}, milliseconds",
+            [e for e in results if e["dtype"] == dtype.name],
+            lambda e: {"rows": e["rows"], **e["milliseconds"]},
+        )
+    return results
+
+
 def show(title: str, results: list[dict], columns: Callable[[dict], dict | None]) -> None:
     """Prints the columns of each result that has any."""
     rows = [{"n": entry["n"], **cells} for entry in results if (cells := columns(entry))]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    print(f"\n{title}\n" + "".join(f"{name:>14}" for name in names))
+    print(f"\n{title}\n" + "".join(f"{name:>22}" for name in names))
     for row in rows:
         cells = (row.get(name, "") for name in names)
-        print("".join(f"{cell:14.3f}" if isinstance(cell, float) else f"{cell:>14}" for cell in cells), flush=True)
+        print("".join(f"{cell:22.4f}" if isinstance(cell, float) else f"{cell:>22}" for cell in cells), flush=True)
 
 
 def main() -> None:
-    """Prints the tables and stores what was measured."""
+    """Prints tables and stores what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tables = {"memcpy": memcpy_shares, "threads": thread_scaling, "programs": programs, "factors": factors}
+    parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    results = {"memcpy": memcpy_shares(), "threads": thread_scaling(), "programs": programs()}
+    results = {name: tables[name]() for name in arguments.tables}
     if arguments.out:
         arguments.out.write_text(
             json.dumps({"environment": environment(" ".join(["python", *sys.argv])), **results}, indent=1) + "\n"

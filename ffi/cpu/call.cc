@@ -1,51 +1,105 @@
-// call.cc: how much work is worth a thread, and where rows are cut.
+// call.cc: how much work is worth a thread, where rows are cut, and what is made ready for all of them.
 #include "call.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <thread>
+#include <vector>
 
 #include "hadamard.h"
 
 namespace jax_hadacore::cpu {
 namespace {
 
-// Below this many bytes of accumulators a second thread costs more than it saves.
+// Below this many bytes of accumulators of a power of two a second thread costs more than it saves.
 constexpr int64_t kBytesPerThread = 128 * 1024;
 // Units for each thread, so that all end at about the same time on cores of unequal speed.
 constexpr int64_t kUnitsPerThread = 4;
 // Shorter rows are not cut: eight or 64 parts of one, and an eighth of its columns, fill vectors of every kind.
 constexpr int64_t kShortestCut = 1 << 14;
-// Units of columns begin on cache lines of every element type.
-constexpr int64_t kColumns = 64;
+// Units of columns begin on cache lines of every element type, and on words of signs.
+constexpr int64_t kColumns = 32;
 constexpr std::align_val_t kCacheLine{64};
+
+char* Allocate(int64_t bytes) { return new (kCacheLine) char[static_cast<size_t>(bytes)]; }
+
+// Whether phases can share out a row.
+bool CanCut(const Problem& problem) {
+  return problem.n >= kShortestCut &&
+         (problem.factor_count == 0 || problem.n / problem.factors[0].order % kColumns == 0);
+}
+
+constexpr int64_t kTableBytes = kBlock * kFourBytes;
+
+int64_t SumsBytes(const Problem& problem) {
+  int64_t most = 0;
+  for (int i = 0; i < problem.factor_count; ++i) {
+    const int64_t order = problem.factors[i].order, sums = (order + 4 * kFoursPerSum - 1) / (4 * kFoursPerSum);
+    most = std::max(most, order * sums * kStripBytes);
+  }
+  return most;
+}
+
+// Memory's picks. Of the 16 signed sums of inputs 4 i, ... 4 i + 3, the bits 0 to 3 of the one that a result takes are
+// the signs of 4 i, 4 i + 2, 4 i + 1 and 4 i + 3, as neighbours in packed signs are neighbours here.
+std::unique_ptr<uint16_t[]> Picks(const Factor& factor) {
+  if (!factor.signs) return nullptr;
+  using Eight = uint16_t __attribute__((vector_size(16)));  // for the eight fours of a word
+  constexpr Eight kToTop = {1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1};
+  constexpr Eight kFour = {
+      0, kFourBytes, 2 * kFourBytes, 3 * kFourBytes, 4 * kFourBytes, 5 * kFourBytes, 6 * kFourBytes, 7 * kFourBytes};
+  static_assert(kStripBytes == 1 << 6 && kBlock == 16, "the offsets below, and two words of signs in a block");
+  const int64_t words = SignWords(factor.order), blocks = (words + 1) / 2;
+  std::unique_ptr<uint16_t[]> picks(new uint16_t[static_cast<size_t>(blocks * factor.order * kBlock)]);
+  for (int64_t row = 0; row < factor.order; ++row) {
+    for (int64_t word = 0; word < words; ++word) {
+      const uint32_t signs = factor.signs[row * words + word];
+      const Eight even = (Eight{} + static_cast<uint16_t>(signs)) * kToTop >> 14 << 6;
+      const Eight odd = (Eight{} + static_cast<uint16_t>(signs >> 16)) * kToTop >> 14 << 8;
+      const Eight offsets = (even | odd) + kFour + static_cast<uint16_t>(word % 2 * 8 * kFourBytes);
+      const int64_t to = (word / 2 * factor.order + row) * kBlock + word % 2 * 8;
+      std::memcpy(&picks[static_cast<size_t>(to)], &offsets, sizeof offsets);
+    }
+  }
+  return picks;
+}
 
 }  // namespace
 
 void FreeAligned::operator()(char* memory) const { ::operator delete[](memory, kCacheLine); }
 
 int64_t ThreadsWorth(const Problem& problem, int64_t available) {
-  const int64_t bytes = problem.rows * problem.n * AccumulatorBytes(problem.dtype);
+  // The step of a factor takes as long as the butterflies, and so once more for every 40 of its order.
+  int64_t effort = 1;
+  for (int i = 0; i < problem.factor_count; ++i) effort += 1 + problem.factors[i].order / 40;
+  const int64_t bytes = problem.rows * problem.n * AccumulatorBytes(problem.dtype) * effort;
   return std::max<int64_t>(1, std::min(bytes / kBytesPerThread, available));
 }
 
 Call::Call(const Problem& problem, const void* x, void* y, int64_t threads) : problem_(problem), x_(x), y_(y) {
   const int64_t elements = problem.rows * problem.n, units = threads == 1 ? 1 : kUnitsPerThread * threads;
-  if (problem.n < kShortestCut || 2 * problem.rows > threads) {
-    phase_[0].units = std::min(units, problem.rows);
+  if (!CanCut(problem) || 2 * problem.rows > threads) {
+    const int64_t least = RowsForStrips(problem);
+    phase_[0].units = std::min(units, (problem.rows + least - 1) / least);
   } else {
-    phases_ = threads <= kJoined ? 2 : 3;
+    phases_ = problem.factor_count || threads <= kJoined ? 2 : 3;
     part_ = problem.n;
     for (int phase = 1; phase < phases_; ++phase) {
-      part_ /= kJoined;
-      phase_[phase].units = std::min(units, elements / kJoined / kColumns);
+      part_ /= PartsJoined(problem);
+      phase_[phase].units = std::min(units, elements / PartsJoined(problem) / kColumns);
     }
     phase_[0].units = elements / part_;
   }
   if (!AccumulatesInPlace(problem.dtype)) {
-    const int64_t buffers = part_ ? problem.rows : threads;
-    const auto bytes = static_cast<size_t>(buffers * problem.n * AccumulatorBytes(problem.dtype));
-    scratch_.reset(new (kCacheLine) char[bytes]);
+    if (part_ == 0)
+      buffer_bytes_ = (problem.factor_count ? RowsTogether(problem) : 1) * problem.n * AccumulatorBytes(problem.dtype);
+    buffers_.reset(Allocate(part_ ? elements * AccumulatorBytes(problem.dtype) : threads * buffer_bytes_));
+  }
+  if (problem.factor_count) {
+    step_bytes_ = kTableBytes + SumsBytes(problem);
+    steps_.reset(Allocate(threads * step_bytes_));
+    for (int i = 0; i < problem.factor_count; ++i) picks_[i] = Picks(problem.factors[i]);
   }
 }
 
@@ -65,21 +119,27 @@ void Call::Do(int phase, int64_t unit, int64_t thread) const {
   const auto share = [&](int64_t count) {  // this unit's share of `count` things
     return Range{count * unit / phase_[phase].units, count * (unit + 1) / phase_[phase].units};
   };
-  if (part_ == 0) {
-    char* buffer = scratch_.get();
-    if (buffer) buffer += thread * problem_.n * AccumulatorBytes(problem_.dtype);
-    return TransformRows(problem_, share(problem_.rows), x_, y_, buffer);
-  }
-  void* buffer = scratch_ ? scratch_.get() : y_;
-  if (phase == 0) return TransformParts(problem_, part_, {unit, unit + 1}, x_, buffer);
+  char *buffer = buffers_ ? buffers_.get() + thread * buffer_bytes_ : static_cast<char*>(y_),
+       *step = steps_.get() + thread * step_bytes_;
+  const Memory memory = {buffer, step, step + kTableBytes, {picks_[0].get(), picks_[1].get()}};
+  if (part_ == 0) return TransformRows(problem_, share(problem_.rows), x_, y_, memory);
+  if (phase == 0) return TransformParts(problem_, part_, {unit, unit + 1}, x_, y_, memory);
   int64_t h = part_;
   for (int done = 1; done < phase; ++done) h *= kJoined;
-  const Range blocks = share(problem_.rows * problem_.n / kJoined / kColumns);
-  JoinColumns(problem_, h, {blocks.first * kColumns, blocks.last * kColumns}, buffer, y_);
+  const Range blocks = share(problem_.rows * problem_.n / PartsJoined(problem_) / kColumns);
+  JoinColumns(problem_, h, {blocks.first * kColumns, blocks.last * kColumns}, y_, memory);
 }
 
 void Call::WaitFor(int phase) const {
   while (phase_[phase].done.load(std::memory_order_acquire) < phase_[phase].units) std::this_thread::yield();
+}
+
+void Transform(const Problem& problem, const void* x, void* y, int64_t threads) {
+  Call call(problem, x, y, threads);
+  std::vector<std::thread> others;
+  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back([&call, thread] { call.Work(thread); });
+  call.Work(0);
+  for (std::thread& other : others) other.join();
 }
 
 }  // namespace jax_hadacore::cpu

@@ -23,7 +23,8 @@ int64_t ThreadsWorth(const Problem& problem, int64_t available);
 //
 // A unit is a slice of the rows; or, where there are fewer rows than threads, the work has phases:
 //   0:       each part of a row is transformed by itself: the strides below the part's length;
-//   1, 2, .. eight neighbouring parts are joined into one, column by column: the next three strides.
+//   1, 2, .. eight neighbouring parts are joined into one, column by column: the next three strides. Where there are
+//            factors, the parts are of n / (the first factor's order), and its step joins them, in phase 1.
 // Either way an element's sums are the same tree.
 class Call {
  public:
@@ -53,7 +54,13 @@ class Call {
   int64_t part_ = 0;  // the length of a part, or 0 where units are slices of the rows
   int phases_ = 1;
   Phase phase_[kMaxPhases];
-  Scratch scratch_;
+  int64_t buffer_bytes_ = 0;  // of a thread; 0 where all threads share a buffer
+  int64_t step_bytes_ = 0;    // of a thread
+  Scratch buffers_, steps_;
+  std::unique_ptr<uint16_t[]> picks_[2];
 };
+
+// The whole transform on threads of its own, for tests.
+void Transform(const Problem& problem, const void* x, void* y, int64_t threads);
 
 }  // namespace jax_hadacore::cpu

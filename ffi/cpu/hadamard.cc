@@ -77,19 +77,19 @@ bool SelectIsa(const char* name) {
   return false;
 }
 
-void TransformRows(const Problem& problem, Range rows, const void* x, void* y, void* buffer) {
+void TransformRows(const Problem& problem, Range rows, const void* x, void* y, const Memory& memory) {
   const KeepSubnormals guard;
-  CurrentIsa().transform_rows(problem, rows, x, y, buffer);
+  CurrentIsa().transform_rows(problem, rows, x, y, memory);
 }
 
-void TransformParts(const Problem& problem, int64_t length, Range parts, const void* x, void* buffer) {
+void TransformParts(const Problem& problem, int64_t length, Range parts, const void* x, void* y, const Memory& memory) {
   const KeepSubnormals guard;
-  CurrentIsa().transform_parts(problem, length, parts, x, buffer);
+  CurrentIsa().transform_parts(problem, length, parts, x, y, memory);
 }
 
-void JoinColumns(const Problem& problem, int64_t h, Range columns, void* buffer, void* y) {
+void JoinColumns(const Problem& problem, int64_t h, Range columns, void* y, const Memory& memory) {
   const KeepSubnormals guard;
-  CurrentIsa().join_columns(problem, h, columns, buffer, y);
+  CurrentIsa().join_columns(problem, h, columns, y, memory);
 }
 
 }  // namespace jax_hadacore::cpu

@@ -13,15 +13,47 @@ struct Range {
   int64_t first, last;
 };
 
-// How many parts of a row JoinColumns joins.
+// How many parts of a row of 2^m elements JoinColumns joins.
 constexpr int64_t kJoined = 8;
+
+// How many parts JoinColumns joins in the last place.
+constexpr int64_t PartsJoined(const Problem& problem) {
+  return problem.factor_count ? problem.factors[0].order : kJoined;
+}
+
+// The step of a factor (factors.h): its columns are done in strips of this size, its inputs in blocks of 16 fours, and
+// four blocks make a sum. A block's table has a strip for each of the 16 signed sums of four inputs.
+constexpr int64_t kStripBytes = 64;
+constexpr int64_t kBlock = 16;
+constexpr int64_t kFoursPerSum = 4 * kBlock;
+constexpr int64_t kFourBytes = 16 * kStripBytes;
+
+// Rows that are done together: as many as fit the nearest cache, but at least so many that there are strips to fill.
+constexpr int64_t RowsForStrips(const Problem& problem) {
+  return problem.factor_count && problem.n / problem.factors[0].order < 16 ? 16 : 1;
+}
+constexpr int64_t RowsTogether(const Problem& problem) {
+  const int64_t least = RowsForStrips(problem), fit = 4096 / (problem.n > 0 ? problem.n : 1) / least;
+  return fit > 1 ? fit * least : least;
+}
+
+// What a thread works with besides operand and result.
+struct Memory {
+  void* buffer;  // accumulators; the result itself where AccumulatesInPlace
+  void* table;   // of a block: kBlock * kFourBytes
+  void* sums;    // a strip for each result and each kFoursPerSum
+  // Of each factor that is of signs: for each block of inputs and each result, where in the table the kBlock strips are
+  // that it adds up, in bytes.
+  const uint16_t* picks[2];
+};
 
 // One instruction set: its name, and the functions below compiled for it.
 struct Isa {
   const char* name;
-  void (*transform_rows)(const Problem& problem, Range rows, const void* x, void* y, void* buffer);
-  void (*transform_parts)(const Problem& problem, int64_t length, Range parts, const void* x, void* buffer);
-  void (*join_columns)(const Problem& problem, int64_t h, Range columns, void* buffer, void* y);
+  void (*transform_rows)(const Problem& problem, Range rows, const void* x, void* y, const Memory& memory);
+  void (*transform_parts)(const Problem& problem, int64_t length, Range parts, const void* x, void* y,
+                          const Memory& memory);
+  void (*join_columns)(const Problem& problem, int64_t h, Range columns, void* y, const Memory& memory);
 };
 
 // The widest instruction set that this processor has, or the one selected by name.
@@ -37,15 +69,16 @@ constexpr int64_t AccumulatorBytes(Dtype dtype) { return dtype == Dtype::kF64 ? 
 constexpr bool AccumulatesInPlace(Dtype dtype) { return dtype == Dtype::kF32 || dtype == Dtype::kF64; }
 
 // These use the current instruction set, and keep subnormals whatever the calling thread's floating-point mode.
-// `buffer` holds accumulators: y itself where AccumulatesInPlace.
 
-// Transforms rows; `buffer` holds one row.
-void TransformRows(const Problem& problem, Range rows, const void* x, void* y, void* buffer);
+// Transforms rows. The buffer holds RowsTogether.
+void TransformRows(const Problem& problem, Range rows, const void* x, void* y, const Memory& memory);
 
-// The strides below `length` of parts of that length, counted over all rows, into `buffer`, which holds all rows.
-void TransformParts(const Problem& problem, int64_t length, Range parts, const void* x, void* buffer);
+// What is inside parts of `length` elements, counted over all rows: their butterflies and the steps of all factors but
+// the first. The buffer holds all rows. Signs that come first change x into y on the way.
+void TransformParts(const Problem& problem, int64_t length, Range parts, const void* x, void* y, const Memory& memory);
 
-// The strides h, 2 h and 4 h, in `buffer`, or into y where they are the last. There are n / 8 columns in a row.
-void JoinColumns(const Problem& problem, int64_t h, Range columns, void* buffer, void* y);
+// Joins parts of h elements in the buffer, into y where these are rows then: by the strides h, 2 h and 4 h, or by the
+// step of the first factor. Columns are counted over all parts that are joined; their range and h are multiples of 32.
+void JoinColumns(const Problem& problem, int64_t h, Range columns, void* y, const Memory& memory);
 
 }  // namespace jax_hadacore::cpu

@@ -6,6 +6,7 @@
 
 #include "../handlers.h"
 #include "../problem_binding.h"
+#include "call.h"
 #include "hadamard.h"
 #include "measure.h"
 
@@ -38,4 +39,11 @@ NB_MODULE(_cpu, m) {
   BindProblem(m);
   m.def("measure", Measure, "problem"_a, "x"_a, "y"_a, "threads"_a = 1, "repetitions"_a = 10,
         "Milliseconds of the transform and of memcpy on buffers at host addresses.");
+  m.def(
+      "transform",
+      [](const Problem& problem, uintptr_t x, uintptr_t y, int64_t threads) {
+        cpu::Transform(problem, reinterpret_cast<const void*>(x), reinterpret_cast<void*>(y), threads);
+      },
+      "problem"_a, "x"_a, "y"_a, "threads"_a = 1, nb::call_guard<nb::gil_scoped_release>(),
+      "Transforms buffers at host addresses on threads of its own.");
 }

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._orders import decompose, order_matrix
 from ._transform import hadamard
 
 _CHUNK = 1 << 24  # values on the device at a time
 _VERIFIED = 1 << 20  # values of an array, about, that are compared with the definition
-_FACTOR = 64
+_FACTOR_BITS = 6
 
 
 class UnmeasurableError(Exception):
@@ -40,24 +41,27 @@ class Rotation:
 
 @functools.cache
 def sign_matrix(n: int) -> np.ndarray:
-    """(-1)**popcount(i & j) as a float64 matrix of order n: the definition, sharing nothing with the library."""
+    """(-1)**popcount(i & j) as a float64 matrix of order n = 2^m: the definition, shared with nothing else."""
     index = np.arange(n)
     return 1.0 - 2.0 * (np.bitwise_count(index[:, None] & index) % 2)
 
 
 def definition(rows: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
-    """The orthonormal transform of each row, n = 2^m, computed and returned in `dtype`.
+    """The orthonormal transform of each row, computed and returned in `dtype`.
 
-    popcount(i & j) is the sum over fields of bits of i and j, so the sign matrix of order n is the Kronecker product of
-    small ones.
+    popcount(i & j) is the sum over fields of bits of i and j, so the sign matrix of order 2^m is the Kronecker product
+    of small ones.
     """
     n = rows.shape[-1]
+    *orders, power = decompose(n)
+    matrices = [
+        sign_matrix(min(1 << _FACTOR_BITS, power >> bits)) for bits in range(0, power.bit_length() - 1, _FACTOR_BITS)
+    ]
     y = rows.astype(dtype)
     done = 1
-    while done < n:
-        factor = min(_FACTOR, n // done)
-        y = sign_matrix(factor).astype(dtype) @ y.reshape(-1, factor, done)
-        done *= factor
+    for matrix in matrices + [order_matrix(k) for k in reversed(orders)]:
+        y = matrix.astype(dtype) @ y.reshape(-1, len(matrix), done)
+        done *= len(matrix)
     return y.reshape(rows.shape) / np.sqrt(dtype(n))
 
 
@@ -70,9 +74,12 @@ def error_in_roundings(y: np.ndarray, exact: np.ndarray) -> float:
 
 def error_bound(dtype: np.dtype, n: int) -> float:
     """The largest error in roundings that the library promises (docs/numerics.md)."""
+    power_of_two = n & (n - 1) == 0
     if dtype.itemsize == 2:
-        return 1.02
-    scale = 1.6 if dtype == np.float64 and math.log2(n) % 2 else 0.0
+        return 1.02 if power_of_two else 1.05
+    scale = 0.0
+    if dtype == np.float64:
+        scale = 2.4 if not power_of_two else 1.6 if math.log2(n) % 2 else 0.0
     return math.hypot(1.2 * math.sqrt(math.log2(n) + 1), scale)
 
 

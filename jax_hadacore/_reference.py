@@ -53,7 +53,7 @@ def transform(
     for axis, factor in enumerate(factors, start=len(batch)):
         multiply = _multiply if len(factor) <= _MAX_TERMS else _multiply_in_parts
         y = jnp.moveaxis(multiply(np.asarray(factor, accumulator), jnp.moveaxis(y, axis, 0)), 0, axis)
-    y = y.reshape(*batch, n) * np.asarray(scale, accumulator)
+    y = _scaled(y.reshape(*batch, n), scale)
     if signs is not None and transpose:
         y = y * signs
     return y.reshape(x.shape).astype(x.dtype)
@@ -84,6 +84,13 @@ def _multiply_in_parts(matrix: np.ndarray, x: jax.Array) -> jax.Array:
         return sums[0]
 
     return jax.lax.map(multiply, jnp.asarray(matrix)).reshape(_ROWS * len(matrix), *columns)[:k]
+
+
+def _scaled(x: jax.Array, scale: float) -> jax.Array:
+    """The product with a float64 number, which rounded to float32 would be off by up to 2.4 average roundings."""
+    high = np.asarray(scale, x.dtype)
+    low = np.asarray(scale - float(high), x.dtype)
+    return x * high + x * low if low else x * high
 
 
 def _split(n: int) -> tuple[int, ...]:

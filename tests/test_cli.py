@@ -10,7 +10,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
+from cases import DTYPES
 from safetensors.numpy import save_file
 
 import jax_hadacore
@@ -116,6 +118,14 @@ def test_definition_is_the_sign_matrix(n):
     np.testing.assert_array_equal(_measure.sign_matrix(n), sign)
 
 
+@pytest.mark.parametrize("n", [1, 128, 8192, 12, 768, 10944])
+def test_definition_and_bound_are_those_of_the_tests(n):
+    x = np.random.default_rng(n).standard_normal((3, n))
+    np.testing.assert_allclose(_measure.definition(x), oracle.transform(x), rtol=0, atol=1e-13)
+    for dtype in DTYPES:
+        assert _measure.error_bound(dtype, n) == oracle.bound(dtype, n)
+
+
 def test_spread_by_hand():
     # The first row is a peak of 7 among ones, exact in int4; of the second, 0.5 and -0.5 round to even: to zero.
     rows = np.array([[7, 1, -1, 1], [7, 0.5, -0.5, 7], [0, 0, 0, 0]], np.float32)
@@ -134,14 +144,14 @@ def test_rotation_in_chunks_is_the_same(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64], ids=lambda d: np.dtype(d).name)
 def test_safetensors(tmp_path, capsys, dtype):
     path = tmp_path / "model.safetensors"
-    save_file({"down_proj.weight": outlier_weights((48, 1024), dtype)}, path)
+    save_file({"down_proj.weight": outlier_weights((54, 1024), dtype)}, path)
     assert _cli.main([str(path)]) == 0
     report = capsys.readouterr().out
     ((shape, _, axis, peak, peak_after, int4, int4_after),) = rows_of(report, "down_proj.weight")
-    assert (shape, axis) == ("48x1024", 1)
+    assert (shape, axis) == ("54x1024", 1)
     assert peak > 3 * peak_after
     assert int4 > 2 * int4_after
-    assert "48 = 3 * 2^4  1 axis" in report
+    assert "54 = 3^3 * 2  1 axis" in report
     assert "All transforms agree with the definition" in report
 
 

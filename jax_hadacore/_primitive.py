@@ -182,9 +182,6 @@ def _lower_kernel(ctx, x, *words, platform, **params):
     if not _is_local(ctx) and (words or params["length"] != aval.shape[-1]):
         return _lower_for_the_partitioner(ctx, x, *words, **params)
     factors = _factors(**params)
-    # The CPU kernel knows neither factors nor signs yet.
-    if platform == "cpu" and (factors or words or params["signs"]):
-        return _lower_reference(ctx, x, *words, **params)
     results = [aval]
     if platform == "cuda" and (workspace := _cuda_workspace(aval.dtype, params["length"], factors)):
         results.append(aval.update(dtype=np.dtype(workspace)))

@@ -4,10 +4,11 @@ import itertools
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import oracle
 import pytest
-from cases import DTYPES, HALVES, assert_same_bits, bits, dtypes, normal, rng
+from cases import HALVES, assert_same_bits, bits, dtypes, normal, rng
 
 from jax_hadacore import _ffi
 
@@ -141,7 +142,8 @@ few = pytest.mark.parametrize(
     "t",
     [
         transform((), 8, signs="first"),
-        transform((), 2048, signs="last"),
+        transform((), 2**15, signs="first"),
+        transform((), 2**15, signs="last"),
         transform((9,), 1, signs="last"),
         transform((12,), 1, signs="first"),
         transform((28,), 1024, signs="first"),
@@ -233,5 +235,25 @@ def test_one_rows_error_grows_like_the_logarithm():
     assert_right(t, x, t.run(x))
 
 
-def test_every_type_is_tested():
-    assert {dtype.name for dtype in DTYPES} == {"float16", "bfloat16", "float32", "float64"}
+@few
+@dtypes
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (40,)], ids=str)
+def test_the_handler_reads_what_the_kernel_is_given(t, dtype, shape, cpu_devices):
+    """A last dimension of two transforms, threads, and signs as an attribute or an operand."""
+    x = normal((*shape[:-1], shape[-1], 2 * t.n), dtype)
+    attributes = {"scale": np.float64(t.scale), "n": np.int64(t.n), "orders": np.array(t.orders, np.int64)}
+    if t.real:
+        attributes["matrix"] = t.matrices[0].ravel()
+    elif t.orders:
+        attributes["factors"] = np.concatenate([words_of(matrix < 0).ravel() for matrix in t.matrices])
+    operands = []
+    if t.signs is not None:
+        attributes["signs_last"] = np.bool_(t.signs_last)
+        if t.signs_last:
+            operands = [words_of(t.signs < 0)]
+        else:
+            attributes["signs"] = words_of(t.signs < 0)
+    call = jax.ffi.ffi_call(_ffi.HADAMARD_TARGET, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    with jax.default_device(cpu_devices[0]):
+        y = np.asarray(call(x, *operands, **attributes))
+    assert_same_bits(y.reshape(-1, t.n), t.run(x.reshape(-1, t.n)))

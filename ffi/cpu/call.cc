@@ -1,12 +1,12 @@
-// call.cc: how much work is worth a thread, where rows are cut, and what is made ready for all of them.
+// call.cc: how much work is worth a thread, and where rows are cut.
 #include "call.h"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 #include <thread>
 #include <vector>
 
+#include "factor_sums.h"
 #include "hadamard.h"
 
 namespace jax_hadacore::cpu {
@@ -28,41 +28,6 @@ char* Allocate(int64_t bytes) { return new (kCacheLine) char[static_cast<size_t>
 bool CanCut(const Problem& problem) {
   return problem.n >= kShortestCut &&
          (problem.factor_count == 0 || problem.n / problem.factors[0].order % kColumns == 0);
-}
-
-constexpr int64_t kTableBytes = kBlock * kFourBytes;
-
-int64_t SumsBytes(const Problem& problem) {
-  int64_t most = 0;
-  for (int i = 0; i < problem.factor_count; ++i) {
-    const int64_t order = problem.factors[i].order, sums = (order + 4 * kFoursPerSum - 1) / (4 * kFoursPerSum);
-    most = std::max(most, order * sums * kStripBytes);
-  }
-  return most;
-}
-
-// Memory's picks. Of the 16 signed sums of inputs 4 i, ... 4 i + 3, the bits 0 to 3 of the one that a result takes are
-// the signs of 4 i, 4 i + 2, 4 i + 1 and 4 i + 3, as neighbours in packed signs are neighbours here.
-std::unique_ptr<uint16_t[]> Picks(const Factor& factor) {
-  if (!factor.signs) return nullptr;
-  using Eight = uint16_t __attribute__((vector_size(16)));  // for the eight fours of a word
-  constexpr Eight kToTop = {1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1};
-  constexpr Eight kFour = {
-      0, kFourBytes, 2 * kFourBytes, 3 * kFourBytes, 4 * kFourBytes, 5 * kFourBytes, 6 * kFourBytes, 7 * kFourBytes};
-  static_assert(kStripBytes == 1 << 6 && kBlock == 16, "the offsets below, and two words of signs in a block");
-  const int64_t words = SignWords(factor.order), blocks = (words + 1) / 2;
-  std::unique_ptr<uint16_t[]> picks(new uint16_t[static_cast<size_t>(blocks * factor.order * kBlock)]);
-  for (int64_t row = 0; row < factor.order; ++row) {
-    for (int64_t word = 0; word < words; ++word) {
-      const uint32_t signs = factor.signs[row * words + word];
-      const Eight even = (Eight{} + static_cast<uint16_t>(signs)) * kToTop >> 14 << 6;
-      const Eight odd = (Eight{} + static_cast<uint16_t>(signs >> 16)) * kToTop >> 14 << 8;
-      const Eight offsets = (even | odd) + kFour + static_cast<uint16_t>(word % 2 * 8 * kFourBytes);
-      const int64_t to = (word / 2 * factor.order + row) * kBlock + word % 2 * 8;
-      std::memcpy(&picks[static_cast<size_t>(to)], &offsets, sizeof offsets);
-    }
-  }
-  return picks;
 }
 
 }  // namespace
@@ -99,7 +64,7 @@ Call::Call(const Problem& problem, const void* x, void* y, int64_t threads) : pr
   if (problem.factor_count) {
     step_bytes_ = kTableBytes + SumsBytes(problem);
     steps_.reset(Allocate(threads * step_bytes_));
-    for (int i = 0; i < problem.factor_count; ++i) picks_[i] = Picks(problem.factors[i]);
+    for (int i = 0; i < problem.factor_count; ++i) picks_[i] = MakePicks(problem.factors[i]);
   }
 }
 

@@ -1,15 +1,11 @@
-// factors.h: the product with a matrix whose order is no power of two, down the columns of arrays.
-//
-// Columns are done in strips that fill a cache line with accumulators, whatever the vectors' width. Four inputs of a
-// column are taken at a time. Where the matrix is of signs, their 16 signed sums are made first, and each result picks
-// one of them: a quarter of the additions. Other entries are multiplied. The sums of four are added pairwise over a
-// block of 64 inputs; blocks are added in sequence, but only four of them, and then these sums. So errors grow with the
-// logarithm of the order, not with its root, and the tree of a sum depends on the order alone.
+// factors.h: the product with a matrix whose order is no power of two, down the columns of arrays (factor_sums.h
+// has the plan).
 #pragma once
 
 #include <cstdint>
 #include <utility>
 
+#include "factor_sums.h"
 #include "hadamard.h"
 #include "vectors.h"
 
@@ -155,7 +151,7 @@ class FactorStep {
         for (int j = 0; j < 4; ++j) x[j].Store(to + j * kStrip<A>);
         continue;
       }
-      // In the order of a choice's bits (call.cc).
+      // In the order that MakePicks counts on.
       const Strip<A> even[4] = {x[0] + x[2], x[2] + -x[0], x[0] + -x[2], -x[0] + -x[2]};
       const Strip<A> odd[4] = {x[1] + x[3], x[3] + -x[1], x[1] + -x[3], -x[1] + -x[3]};
 #pragma GCC unroll 4

@@ -21,13 +21,6 @@ constexpr int64_t PartsJoined(const Problem& problem) {
   return problem.factor_count ? problem.factors[0].order : kJoined;
 }
 
-// The step of a factor (factors.h): its columns are done in strips of this size, its inputs in blocks of 16 fours, and
-// four blocks make a sum. A block's table has a strip for each of the 16 signed sums of four inputs.
-constexpr int64_t kStripBytes = 64;
-constexpr int64_t kBlock = 16;
-constexpr int64_t kFoursPerSum = 4 * kBlock;
-constexpr int64_t kFourBytes = 16 * kStripBytes;
-
 // Rows that are done together: as many as fit the nearest cache, but at least so many that there are strips to fill.
 constexpr int64_t RowsForStrips(const Problem& problem) {
   return problem.factor_count && problem.n / problem.factors[0].order < 16 ? 16 : 1;
@@ -37,14 +30,12 @@ constexpr int64_t RowsTogether(const Problem& problem) {
   return fit > 1 ? fit * least : least;
 }
 
-// What a thread works with besides operand and result.
+// What a thread works with besides operand and result (factor_sums.h).
 struct Memory {
   void* buffer;  // accumulators; the result itself where AccumulatesInPlace
-  void* table;   // of a block: kBlock * kFourBytes
-  void* sums;    // a strip for each result and each kFoursPerSum
-  // Of each factor that is of signs: for each block of inputs and each result, where in the table the kBlock strips are
-  // that it adds up, in bytes.
-  const uint16_t* picks[2];
+  void* table;
+  void* sums;
+  const uint16_t* picks[2];  // of each factor that is of signs
 };
 
 // One instruction set: its name, and the functions below compiled for it.

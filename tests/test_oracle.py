@@ -14,10 +14,29 @@ def test_dense_is_the_definition():
     assert dense(16).tolist() == expected
 
 
-@lengths(1, 2, 32, 64, 2048)
+@lengths(1, 2, 32, 64, 2048, 12, 80, 864)
 def test_fast_path_is_the_dense_product(n):
     x = rng("integers", n).integers(-1000, 1000, (3, n)).astype(np.float64)
     np.testing.assert_array_equal(transform(x, scale=1), x @ dense(n).astype(np.float64))
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["forward", "transpose"])
+def test_options_are_those_of_the_dense_product(transpose):
+    generator = rng("options", transpose)
+    x, matrix = generator.standard_normal((3, 4 * 24)), generator.standard_normal((6, 6))
+    flips = 2 * generator.integers(2, size=24) - 1
+    for slow, options in ((None, {}), (matrix, {"matrix": matrix})):
+        map_ = (dense(24) if slow is None else np.kron(slow, dense(4))) * flips
+        map_ = map_.T if transpose else map_
+        y = transform(x, 0.3, length=24, signs=flips, transpose=transpose, **options)
+        np.testing.assert_allclose(y.reshape(3, 4, 24), 0.3 * x.reshape(3, 4, 24) @ map_.T, atol=1e-12)
+
+
+def test_the_default_scale_keeps_lengths():
+    x = rng("norm").standard_normal((3, 48))
+    orthogonal = np.linalg.qr(rng("orthogonal").standard_normal((6, 6)))[0]
+    for options in ({}, {"length": 24}, {"matrix": 5 * orthogonal}):
+        np.testing.assert_allclose(np.linalg.norm(transform(x, **options), axis=1), np.linalg.norm(x, axis=1))
 
 
 def test_fast_path_has_the_elements_of_a_long_row():

@@ -296,10 +296,12 @@ def _parsed_matrix(matrix) -> _Matrix:
             "hadamard: matrix must have orthogonal rows of one norm c, M M^T = c^2 I; "
             f"M M^T / c^2 may deviate from I by {allowed:.2g}, got a largest deviation of {deviation:.2g}."
         )
-    unit = float(abs(entries[0, 0]))
-    if np.all(np.abs(entries) == unit):
-        return _Matrix(StaticArray.of(np.sign(entries).astype(np.int8)), unit, order)
-    return _Matrix(StaticArray.of(entries), 1.0, square)
+    magnitude = float(abs(entries[0, 0]))
+    if np.all(np.abs(entries) == magnitude):
+        return _Matrix(StaticArray.of(np.sign(entries).astype(np.int8)), magnitude, order)
+    # A power of two rounds nothing, and leaves entries that float32 can hold.
+    unit = 2.0 ** round(math.log2(square) / 2)
+    return _Matrix(StaticArray.of(entries / unit), unit, square / unit**2)
 
 
 def _transformed(x, options: _Options, negative: jax.Array | None) -> jax.Array:
@@ -345,7 +347,7 @@ def _hadamard(x: jax.Array, negative: jax.Array | None = None, *, options: _Opti
 
 
 def _transform_last(y: jax.Array, minus, *, n: int, devices: int, options: _Options) -> jax.Array:
-    """Transforms the last axis: the local block of n elements on several devices, or blocks of n elements."""
+    """Transforms the last axis: blocks of n elements, or this device's part of one."""
     scale = _checked_scale(options, n, y.dtype)
     if devices > 1:
         transform = functools.partial(_sharded.transform, scale=scale, axis_name=options.axis_name)

@@ -140,6 +140,17 @@ class TestSigns:
         for way, y in ways.items():
             np.testing.assert_array_equal(np.asarray(y), expected, err_msg=way)
 
+    @dtypes
+    def test_subnormal_numbers_are_kept_wherever_signs_are_applied(self, dtype):
+        s = draw_signs(64)
+        tiny = jnp.finfo(dtype).smallest_subnormal
+        x = (rng("tiny").integers(1, 4, (4, 64)).astype(np.float64) * float(tiny)).astype(dtype)
+        for transpose in (False, True):
+            call = lambda x, s, transpose=transpose: hadamard(x, scale=1, signs=s, transpose=transpose)
+            expected = np.asarray(call(x, s))
+            assert np.all(expected.astype(np.float64) == transform(x, 1, signs=s, transpose=transpose))
+            assert_same_bits(np.asarray(jax.vmap(call, in_axes=(None, 0))(x, s[None])[0]), expected)
+
     def test_signs_of_each_block(self):
         x, s = normal((3, 4 * 24), np.dtype(np.float64)), draw_signs(4 * 24)
         y = hadamard(x, block_size=24, signs=s)
@@ -227,6 +238,12 @@ class TestMatrix:
     def test_rounded_entries_are_taken_as_they_are(self, dtype):
         x, m = normal((3, 20), np.dtype(np.float64)), rotation(5).astype(dtype)
         close(hadamard(x, matrix=m, scale=1), transform(x, 1, matrix=m.astype(np.float64)))
+
+    @pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30, 1e60])
+    def test_entries_of_any_size(self, size):
+        x = normal((500, 20), np.dtype(np.float32))
+        y, expected = hadamard(x, matrix=size * rotation(5)), hadamard(x, matrix=rotation(5))
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-6)
 
     def test_the_largest_order(self):
         check(normal((2, 1024), np.dtype(np.float32)), matrix=rotation(1024))

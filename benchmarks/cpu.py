@@ -185,38 +185,43 @@ FACTORED = (
 def factors() -> list[dict]:
     """Orders, what is left of n, and rows. The signs of the matrices are random, which makes no difference in time."""
     signs = np.random.default_rng(0).integers(0, 1 << 32, 1 << 14, dtype=np.uint32)
-    native, threads = _ffi.CPU.module, os.cpu_count() or 1
+    native = _ffi.CPU.module
     results = []
     for dtype in DTYPES[:2]:
+        entries = []
         for orders, power, rows in FACTORED:
             n = math.prod(orders) * power
-            x = np.random.default_rng(0).standard_normal((rows, n)).astype(dtype)
-            y = np.empty_like(x)
-            problem = native.Problem(
-                getattr(native.Dtype, dtype.name), n, rows, n**-0.5, list(orders), factors=signs.ctypes.data
-            )
-            best = {}
-            for _ in range(10):  # in turn
-                for count in (1, threads):
-                    times = native.measure(problem, x.ctypes.data, y.ctypes.data, threads=count, repetitions=5)
+            entries.append({"dtype": dtype.name, "n": n, "orders": orders, "rows": rows, "milliseconds": {}})
+        for sweep in range(SWEEPS):
+            for entry in entries:
+                rows, n, best = entry["rows"], entry["n"], entry["milliseconds"]
+                x = np.random.default_rng(0).standard_normal((rows, n)).astype(dtype)
+                y = np.empty_like(x)
+                kind = getattr(native.Dtype, dtype.name)
+                problem = native.Problem(kind, n, rows, n**-0.5, list(entry["orders"]), factors=signs.ctypes.data)
+                for threads in (1, os.cpu_count() or 1):
+                    times = native.measure(problem, x.ctypes.data, y.ctypes.data, threads=threads, repetitions=10)
                     for name, values in times.items():
-                        key = f"{name}, {count} thread{'s' if count > 1 else ''}"
+                        key = f"{name}, threads: {threads}"
                         best[key] = min(best.get(key, values[0]), *values)
-            whole = jnp.full((n, n), n**-0.5, dtype)
-            dense = jax.jit(lambda x, whole: x @ whole)
-            dense(x, whole).block_until_ready()
-            for _ in range(5):
-                start = time.perf_counter()
-                dense(x, whole).block_until_ready()
-                best["dense"] = min(best.get("dense", math.inf), 1e3 * (time.perf_counter() - start))
-            entry = {"dtype": dtype.name, "n": n, "orders": orders, "rows": rows}
-            results.append({**entry, "milliseconds": best})
-        show(
-            f"{dtype.name}, milliseconds",
-            [e for e in results if e["dtype"] == dtype.name],
-            lambda e: {"rows": e["rows"], **e["milliseconds"]},
-        )
+                if sweep < 2:
+                    best["dense"] = min(best.get("dense", math.inf), dense_time(x))
+        results += entries
+        show(f"{dtype.name}, milliseconds", entries, lambda e: {"rows": e["rows"], **e["milliseconds"]})
     return results
+
+
+def dense_time(x: np.ndarray) -> float:
+    """Milliseconds of the fastest of three jitted products with an n x n matrix."""
+    whole = jnp.full((x.shape[-1], x.shape[-1]), x.shape[-1] ** -0.5, x.dtype)
+    product, x = jax.jit(jnp.matmul), jnp.asarray(x)
+    product(x, whole).block_until_ready()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        product(x, whole).block_until_ready()
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times)
 
 
 def show(title: str, results: list[dict], columns: Callable[[dict], dict | None]) -> None:

@@ -21,15 +21,16 @@ std::unique_ptr<uint16_t[]> MakePicks(const Factor& factor) {
   constexpr Eight kToTop = {1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1};
   constexpr Eight kFour = {
       0, kFourBytes, 2 * kFourBytes, 3 * kFourBytes, 4 * kFourBytes, 5 * kFourBytes, 6 * kFourBytes, 7 * kFourBytes};
-  static_assert(kStripBytes == 1 << 6 && kBlock == 16, "the offsets below, and two words of signs in a block");
+  static_assert(kBlock == 16, "two words of signs are a block");
   const int64_t words = SignWords(factor.order), blocks = (words + 1) / 2;
   std::unique_ptr<uint16_t[]> picks(new uint16_t[static_cast<size_t>(blocks * factor.order * kBlock)]);
   for (int64_t row = 0; row < factor.order; ++row) {
     for (int64_t word = 0; word < words; ++word) {
       const uint32_t signs = factor.signs[row * words + word];
-      const Eight even = (Eight{} + static_cast<uint16_t>(signs)) * kToTop >> 14 << 6;
-      const Eight odd = (Eight{} + static_cast<uint16_t>(signs >> 16)) * kToTop >> 14 << 8;
-      const Eight offsets = (even | odd) + kFour + static_cast<uint16_t>(word % 2 * 8 * kFourBytes);
+      const auto even = static_cast<uint16_t>(signs), odd = static_cast<uint16_t>(signs >> 16);
+      const auto first = static_cast<uint16_t>(word % 2 * 8 * kFourBytes);
+      const Eight choices = ((Eight{} + even) * kToTop >> 14) | ((Eight{} + odd) * kToTop >> 14) << 2;
+      const Eight offsets = choices * static_cast<uint16_t>(kStripBytes) + kFour + first;
       const int64_t to = (word / 2 * factor.order + row) * kBlock + word % 2 * 8;
       std::memcpy(&picks[static_cast<size_t>(to)], &offsets, sizeof offsets);
     }

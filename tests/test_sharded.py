@@ -552,11 +552,11 @@ class TestOptions:
         f = across(m, block_size=block)
         assert collectives(hlo(f, x)) == []
         close(jax.jit(f)(x), transform(x, length=block))
-        x = put(x, m)
-        close(hadamard_sharded(x, block_size=block, signs=s[:block]), transform(x, length=block, signs=s[:block]))
+        g = functools.partial(hadamard_sharded, block_size=block, sharding=NamedSharding(m, SPEC))
+        close(g(x, signs=s[:block]), transform(x, length=block, signs=s[:block]))
         for transpose in (False, True):
-            y = hadamard_sharded(x, block_size=block, signs=s, transpose=transpose)
-            close(hadamard_sharded(y, block_size=block, signs=s, transpose=not transpose), x)
+            y = g(x, signs=s, transpose=transpose)
+            close(g(y, signs=s, transpose=not transpose), x)
             close(y, transform(x, length=block) * s if transpose else transform(x * s, length=block))
 
     def test_matrix_in_blocks(self, mesh):

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
 template <int... kBits>
 Kernel FindOrderFloatsKernel(int bits, std::integer_sequence<int, kBits...>) {
   Kernel kernel{};
-  ((bits == kBits ? void(kernel = {"order rows", reinterpret_cast<const void*>(&OrderFloats<kBits>), kFloatThreads})
+  ((bits == kBits ? void(kernel = {"order rows", reinterpret_cast<const void*>(&OrderFloats<kBits>), kFloatThreads, 0})
                   : void()),
    ...);
   kernel.words = kManyWords;

@@ -292,12 +292,8 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
 
   launch.words = *FirstStepWords(*layout.first, layout.power);
   if (two_orders) {
-    const int64_t row_words = SignWords(MostColumns(layout.width)), given = SignWords(layout.columns);
-    const size_t start = launch.words.size();
-    launch.words.resize(start + static_cast<size_t>(SecondStepSize(layout)));
-    for (int row = 0; row < layout.columns; ++row)
-      std::copy_n(layout.second->signs + row * given, given,
-                  &launch.words[start + static_cast<size_t>(row * row_words)]);
+    const int64_t most = MostColumns(layout.width);
+    AppendFactor(launch.words, *layout.second, most, SignWords(most));
   }
   AddSigns(launch, p);
   return launch;
@@ -362,7 +358,7 @@ void MultiplyByFactor(std::vector<Launch>& launches, const Factor& factor, const
       std::memcpy(launch.words.data(), values.data(), values.size() * sizeof(Sum));
     } else {
       const uint32_t* const signs = factor.signs + first * SignWords(factor.order);
-      launch.words.assign(signs, signs + rows * SignWords(factor.order));
+      launch.words = Words(signs, signs + rows * SignWords(factor.order));
     }
     launches.push_back(std::move(launch));
   }
@@ -387,7 +383,7 @@ void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, 
       return;
     }
     const uint32_t* const signs = p.signs + first / 32;
-    launch.words.assign(signs, signs + SignWords(band));
+    launch.words = Words(signs, signs + SignWords(band));
     launches.push_back(std::move(launch));
   }
 }

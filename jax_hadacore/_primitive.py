@@ -20,6 +20,10 @@ hadamard_p = Primitive("hadamard")
 hadamard_p.def_impl(functools.partial(xla.apply_primitive, hadamard_p))
 
 
+# The CUDA kernel transforms 16-bit rows of a power of two up to this length in one pass.
+_CUDA_ONE_PASS = 32768
+
+
 @dataclass(frozen=True)
 class StaticArray:
     """A NumPy array as a parameter that programs are found by: hashable, and equal by value."""
@@ -216,10 +220,12 @@ def _cuda_workspace(dtype, length, factors, *, signs):
 
     It is a result of the call, because XLA owns all memory.
     """
+    if not factors:
+        return np.float32 if dtype.itemsize == 2 and length > _CUDA_ONE_PASS else None
     sums = np.float64 if dtype == np.float64 else np.float32
     native = _ffi.CUDA.module
     if native is None:  # exported without the kernels at hand
-        return sums if factors or (dtype.itemsize == 2 and length > 1 << 15) else None
+        return sums
     some = 1  # of signs and values it matters only whether there are any
     problem = native.Problem(
         getattr(native.Dtype, dtype.name),

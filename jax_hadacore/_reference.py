@@ -53,7 +53,8 @@ def transform(
     for axis, factor in enumerate(factors, start=len(batch)):
         multiply = _multiply if len(factor) <= _MAX_TERMS else _multiply_in_parts
         y = jnp.moveaxis(multiply(np.asarray(factor, accumulator), jnp.moveaxis(y, axis, 0)), 0, axis)
-    y = _scaled(y.reshape(*batch, n), scale)
+    y = y.reshape(*batch, n)
+    y = _scaled(y, scale) if x.dtype == accumulator else y * np.asarray(scale, accumulator)
     if signs is not None and transpose:
         y = y * signs
     return y.reshape(x.shape).astype(x.dtype)
@@ -87,10 +88,19 @@ def _multiply_in_parts(matrix: np.ndarray, x: jax.Array) -> jax.Array:
 
 
 def _scaled(x: jax.Array, scale: float) -> jax.Array:
-    """The product with a float64 number, which rounded to float32 would be off by up to 2.4 average roundings."""
-    high = np.asarray(scale, x.dtype)
-    low = np.asarray(scale - float(high), x.dtype)
-    return x * high + x * low if low else x * high
+    """The product with a float64 number, rounded once: a scale rounded to float32 may be 2.4 average roundings off.
+
+    The products with the upper half of either factor's bits are exact, and the rest is small.
+    """
+    if x.dtype == jnp.float64:
+        return x * scale
+    upper = np.float32(scale).view(np.uint32) & np.uint32(0xFFFFF000)
+    high = upper.view(np.float32)
+    low = np.float32(scale - float(high))
+    if not low:
+        return x * high
+    x_high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=11)
+    return x_high * high + ((x - x_high) * high + x * low)
 
 
 def _split(n: int) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ class TestRows:
         n = math.prod(orders) * power
         x, how = problem(orders, power, dtype, rows_for(n))
         whole = kernel(x, **how, processors=1)
-        for rows in (0, 1, 2, len(x) - 1):
+        for rows in (1, 2, len(x) - 1):
             assert_same_bits(kernel(x[:rows], **how), whole[:rows])
         assert_same_bits(kernel(x[1:], **how, processors=1, shared_bytes=LEAST_SHARED), whole[1:])
 

@@ -254,7 +254,7 @@ class TestHandler:
     @pytest.mark.parametrize("n", [3, 12, 100, 2**15 - 1, 2**25])
     def test_last_dimension(self, n):
         with pytest.raises(
-            jax.errors.JaxRuntimeError, match=rf"last dimension must be a power of two up to 2\^24, got {n}"
+            jax.errors.JaxRuntimeError, match=rf"n = {n} must be the orders times a power of two up to 2\^24"
         ):
             self.call(jnp.zeros((2, n), jnp.float16), dtype=jnp.float16, scale=np.float64(1))
 

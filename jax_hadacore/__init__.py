@@ -3,8 +3,13 @@
 from importlib.metadata import version as _version
 
 from ._ffi import EXPORT_SAFETY_CHECKS as EXPORT_SAFETY_CHECKS
+from ._orders import CONVENTION as CONVENTION
+from ._orders import decompose as decompose
+from ._orders import hadamard_matrix as hadamard_matrix
+from ._orders import is_supported as is_supported
 from ._primitive import hadamard_p as hadamard_p
 from ._transform import hadamard as hadamard
 from ._transform import hadamard_sharded as hadamard_sharded
+from ._transform import random_signs as random_signs
 
 __version__ = _version("jax_hadacore")

@@ -13,7 +13,7 @@ MAX_LENGTH = 2**24
 # folded into depend on it.
 CONVENTION = 1
 
-_MAX_ORDER = 1024
+MAX_ORDER = 1024
 # Beyond this order two smaller ones are tried in place of one.
 _MAX_SINGLE_ORDER = 256
 
@@ -174,7 +174,7 @@ def _advice(n: int) -> str:
         reason = "supported are lengths up to 2^24."
     else:
         reason = f"no Hadamard matrix of order {odd} * 2^j is known to this library for j <= {block.bit_length() - 1}."
-        if odd <= _MAX_ORDER:
+        if odd <= MAX_ORDER:
             ways.append(f"pass an orthogonal matrix of order {odd} as matrix=")
         ways.append(f"pad the axis to {_next_supported(n)}")
     advice = " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
@@ -191,7 +191,7 @@ def _next_supported(n: int) -> int:
 def _base_orders() -> dict[int, tuple[int, int]]:
     """The orders of Paley's matrices, each with the p and e of its field GF(p^e); type II where both types exist."""
     found = {}
-    for k in range(12, _MAX_ORDER + 1, 4):
+    for k in range(12, MAX_ORDER + 1, 4):
         for q, residue in ((k // 2 - 1, 1), (k - 1, 3)):
             powers = _prime_powers(q)
             if q % 4 == residue and len(powers) == 1 and k not in found:

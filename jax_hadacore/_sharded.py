@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
+from . import _primitive
 from ._orders import decompose
-from ._primitive import hadamard_p
 
 # Up to so many rows are combined by butterflies in jax.numpy, which XLA fuses into a single pass over the array that
 # reads every element so many times, mostly from a cache. More rows are transposed for the kernel: three passes.
@@ -75,7 +75,7 @@ def transform(x: jax.Array, *, scale: float, axis_name) -> jax.Array:
     local_scale = _power_of_two(scale or n**-0.5, rows, x.dtype)
     y = x.reshape(*x.shape[:-1], rows // devices, n // rows)
     # Never in place: the result of the exchange can take a donated operand's memory, the rows before it cannot.
-    y = hadamard_p.bind(y, scale=local_scale, inplace=False)
+    y = _primitive.transform(y, scale=local_scale)
     alone = _nothing_else_is_sharded()
     exchange = functools.partial(_exchange if alone else _exchange_by_permutations, axis_name=axis_name)
     pieces, join = _split_columns(y, devices, in_memory_order=alone)
@@ -142,7 +142,7 @@ def _transform_rows(x: jax.Array, *, scale: float) -> jax.Array:
     """Computes scale * H_K along the first axis, accumulated and rounded like the transform of the last."""
     rows = x.shape[0]
     if rows > _MAX_FUSED_ROWS or rows & (rows - 1):
-        y = hadamard_p.bind(jnp.moveaxis(x, 0, -1), scale=scale, inplace=False)
+        y = _primitive.transform(jnp.moveaxis(x, 0, -1), scale=scale)
         return jnp.moveaxis(y, -1, 0)
     accumulator = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     factor = np.asarray(scale, accumulator)

@@ -107,12 +107,12 @@ class TestModes:
     @pytest.mark.parametrize(
         ("options", "shown"),
         [
-            ({}, "hadamard[inplace=False scale=0.125]"),
-            ({"scale": 1}, "hadamard[inplace=False scale=1.0]"),
-            ({"inplace": True}, "hadamard[inplace=True scale=0.125]"),
+            ({}, "inplace=False length=64 matrix=None scale=0.125 signs=None transpose=False"),
+            ({"scale": 1, "inplace": True}, "inplace=True length=64 matrix=None scale=1.0 signs=None transpose=False"),
+            ({"signs": [1] * 64, "transpose": True}, "signs=StaticArray(shape=(2,), dtype=dtype('uint32'))"),
         ],
     )
-    def test_jaxpr_is_one_readable_line(self, options, shown):
+    def test_jaxpr_is_readable(self, options, shown):
         jaxpr = jax.make_jaxpr(functools.partial(hadamard, **options))(jax.ShapeDtypeStruct(X.shape, X.dtype))
         assert [str(equation.primitive) for equation in jaxpr.eqns] == ["hadamard"]
         assert shown in " ".join(str(jaxpr).split())

@@ -13,26 +13,23 @@ class TestLength:
         ("n", "factors"),
         [
             (3, "3"),
-            (12, r"3 \* 2\^2"),
             (18, r"3\^2 \* 2"),
-            (100, r"5\^2 \* 2\^2"),
-            (3072, r"3 \* 2\^10"),
             (13696, r"107 \* 2\^7"),
+            (4304, r"269 \* 2\^4"),
             (8191, "8191"),
             (2310, r"3 \* 5 \* 7 \* 11 \* 2"),
         ],
     )
-    def test_not_a_power_of_two(self, n, factors):
-        with pytest.raises(ValueError, match=rf"hadamard: .*size {n} = {factors}; .*powers of two up to 2\^24.*Pad"):
+    def test_without_a_transform(self, n, factors):
+        with pytest.raises(ValueError, match=rf"hadamard: .*size {n} = {factors}; no Hadamard matrix of order "):
             hadamard(jnp.zeros((2, n)))
 
-    @pytest.mark.parametrize(("n", "pad", "blocks"), [(3072, 4096, r"3, 1024"), (13696, 16384, r"107, 128")])
-    def test_names_the_ways_out(self, n, pad, blocks):
-        with pytest.raises(ValueError, match=rf"Pad the axis to {pad}, or .*\(\.\.\., {blocks}\)"):
-            hadamard(jnp.zeros(n))
+    def test_names_the_ways_out(self):
+        with pytest.raises(ValueError, match=r"block_size=128.* matrix=.* pad the axis to 13824"):
+            hadamard(jnp.zeros(13696))
 
     def test_too_long(self):
-        with pytest.raises(ValueError, match=r"hadamard: .*size 33554432 = 2\^25; .*up to 2\^24"):
+        with pytest.raises(ValueError, match=r"hadamard: .*size 33554432 = 2\^25; .*up to 2\^24.*block_size=16777216"):
             jax.eval_shape(hadamard, jax.ShapeDtypeStruct((2**25,), jnp.float32))
         assert jax.eval_shape(hadamard, jax.ShapeDtypeStruct((2**24,), jnp.float32)).shape == (2**24,)
 
@@ -40,21 +37,21 @@ class TestLength:
     def test_advice_for_long_rows_can_be_followed(self, n):
         with pytest.raises(ValueError, match=r"hadamard: .*size") as raised:
             jax.eval_shape(hadamard, jax.ShapeDtypeStruct((n,), jnp.float32))
-        assert f"Pad the axis to {1 << n.bit_length()}" not in str(raised.value)
+        assert "pad the axis" not in str(raised.value).lower()
 
     def test_without_elements(self):
         with pytest.raises(ValueError, match=r"size 0.*at least one"):
             hadamard(jnp.zeros((2, 0)))
 
     def test_is_checked_under_every_transformation(self):
-        x = jnp.zeros((2, 12))
+        x = jnp.zeros((2, 6))
         for call in (jax.jit(hadamard), jax.vmap(hadamard), jax.grad(lambda x: hadamard(x).sum())):
-            with pytest.raises(ValueError, match=r"3 \* 2\^2"):
+            with pytest.raises(ValueError, match=r"size 6 = 3 \* 2"):
                 call(x)
 
     def test_of_a_complex_array(self):
-        with pytest.raises(ValueError, match=r"3 \* 2\^2"):
-            hadamard(jnp.zeros(12, jnp.complex64))
+        with pytest.raises(ValueError, match=r"size 6 = 3 \* 2"):
+            hadamard(jnp.zeros(6, jnp.complex64))
 
 
 class TestDtype:
@@ -138,6 +135,121 @@ class TestInplace:
     def test_not_a_bool(self, inplace):
         with pytest.raises(TypeError, match="hadamard: inplace must be True or False"):
             hadamard(jnp.zeros(4), inplace=inplace)
+
+
+class TestBlockSize:
+    @pytest.mark.parametrize("block", [3, 16, 0, -4])
+    def test_does_not_divide_the_axis(self, block):
+        with pytest.raises(
+            ValueError, match=rf"hadamard: block_size must divide the 8 elements of axis 1, got {block}\."
+        ):
+            hadamard(jnp.zeros((2, 8)), block_size=block)
+
+    def test_without_a_transform(self):
+        with pytest.raises(ValueError, match=r"size 3 = 3; no Hadamard matrix"):
+            hadamard(jnp.zeros((2, 24)), block_size=3)
+
+    @pytest.mark.parametrize("block", [2.0, "2", [2], True], ids=repr)
+    def test_not_an_integer(self, block):
+        with pytest.raises(TypeError):
+            hadamard(jnp.zeros(4), block_size=block)
+        assert hadamard(jnp.zeros(4), block_size=np.int32(2)).shape == (4,)
+
+
+class TestSigns:
+    @pytest.mark.parametrize(
+        "signs", [np.ones(8, bool), np.ones(8, np.uint8), np.ones(8, complex), [True] * 8, "11111111"], ids=str
+    )
+    def test_dtype(self, signs):
+        with pytest.raises(TypeError, match=r"hadamard: signs must be floating or signed integers, got dtype"):
+            hadamard(jnp.zeros((2, 8)), signs=signs)
+
+    @pytest.mark.parametrize("dtype", [bool, jnp.uint32, jnp.complex64])
+    def test_dtype_of_traced_ones(self, dtype):
+        with pytest.raises(TypeError, match=r"hadamard: signs must be floating or signed integers, got dtype"):
+            jax.eval_shape(lambda s: hadamard(jnp.zeros((2, 8)), signs=s), jnp.ones(8, dtype))
+
+    @pytest.mark.parametrize(("wrong", "at"), [(0, 0), (2, 5), (-0.5, 7), (np.nan, 1), (np.inf, 3)])
+    def test_values(self, wrong, at):
+        signs = np.ones(8)
+        signs[at] = wrong
+        for given in (signs, jnp.asarray(signs), signs.tolist()):
+            with pytest.raises(ValueError, match=rf"hadamard: signs must be \+1 or -1, got {wrong}.* at index {at}\."):
+                hadamard(jnp.zeros((2, 8)), signs=given)
+
+    @pytest.mark.parametrize("size", [1, 4, 9, 16])
+    def test_size(self, size):
+        message = rf"hadamard: signs must have shape \(8,\), got \({size},\)"
+        for call in (hadamard, jax.jit(hadamard)):
+            with pytest.raises(ValueError, match=message):
+                call(jnp.zeros((2, 8)), signs=jnp.ones(size))
+
+    def test_size_with_blocks(self):
+        with pytest.raises(ValueError, match=r"signs must have shape \(2,\) or \(8,\), got \(4,\)"):
+            hadamard(jnp.zeros((2, 8)), block_size=2, signs=np.ones(4))
+
+    @pytest.mark.parametrize("shape", [(), (2, 8), (8, 1)])
+    def test_rank(self, shape):
+        with pytest.raises(ValueError, match=r"hadamard: signs must have one dimension, got shape"):
+            hadamard(jnp.zeros((2, 8)), signs=np.ones(shape))
+
+
+class TestMatrix:
+    M = np.linalg.qr(np.arange(9.0).reshape(3, 3) ** 2 + np.eye(3))[0]
+
+    def test_traced(self):
+        with pytest.raises(TypeError, match=r"hadamard: matrix must be a concrete array.*matrix product"):
+            jax.jit(lambda x, m: hadamard(x, matrix=m))(jnp.zeros((2, 12)), self.M)
+        with pytest.raises(TypeError, match=r"hadamard: matrix must be a concrete array"):
+            jax.grad(lambda m: hadamard(jnp.zeros(12), matrix=m).sum())(self.M)
+
+    @pytest.mark.parametrize("dtype", [bool, np.uint8, complex])
+    def test_dtype(self, dtype):
+        with pytest.raises(TypeError, match=r"hadamard: matrix must be floating or of signed integers, got dtype"):
+            hadamard(jnp.zeros(12), matrix=np.eye(3).astype(dtype))
+
+    @pytest.mark.parametrize("shape", [(), (3,), (3, 4), (1, 3, 3), (0, 0), (1025, 1025)], ids=str)
+    def test_shape(self, shape):
+        with pytest.raises(ValueError, match=r"matrix must have shape \(k, k\), k from 1 to 1024, got"):
+            hadamard(jnp.zeros(12), matrix=np.ones(shape))
+
+    @pytest.mark.parametrize(
+        ("change", "deviation"), [(0.5, "0.5"), (1e-3, "0.001"), (np.nan, "nan"), (np.inf, "nan")], ids=str
+    )
+    def test_not_orthogonal(self, change, deviation):
+        m = self.M.copy()
+        m[1] += change * m[0]
+        message = r"hadamard: matrix must have orthogonal rows of one norm c, M M\^T = c\^2 I; .*deviation of "
+        with pytest.raises(ValueError, match=message) as raised:
+            hadamard(jnp.zeros(12), matrix=m)
+        found = str(raised.value).split()[-1].rstrip(".")
+        assert found == deviation or abs(float(found) / float(deviation) - 1) < 0.1
+
+    def test_rows_of_other_norms(self):
+        with pytest.raises(ValueError, match="orthogonal rows of one norm"):
+            hadamard(jnp.zeros(12), matrix=np.diag([1.0, 2.0, 1.0]))
+        with pytest.raises(ValueError, match="orthogonal rows of one norm"):
+            hadamard(jnp.zeros(12), matrix=np.zeros((3, 3)))
+
+    @pytest.mark.parametrize("n", [8, 18, 36, 1, 2])
+    def test_length(self, n):
+        with pytest.raises(ValueError, match=rf"with a matrix of order k = 3 the length .* k \* 2\^m, .*got {n}\."):
+            hadamard(jnp.zeros(n), matrix=self.M)
+
+    def test_too_long(self):
+        with pytest.raises(ValueError, match=r"at most 2\^24, got 25165824"):
+            jax.eval_shape(lambda x: hadamard(x, matrix=self.M), jax.ShapeDtypeStruct((3 * 2**23,), jnp.float32))
+
+    def test_scale_beyond_float32(self):
+        with pytest.raises(ValueError, match="scale must be finite"):
+            hadamard(jnp.zeros(4, jnp.float32), matrix=[[1e30, 1e30], [1e30, -1e30]], scale=1e20)
+
+
+class TestTranspose:
+    @pytest.mark.parametrize("transpose", [1, None, "yes", np.bool_(True)], ids=repr)
+    def test_not_a_bool(self, transpose):
+        with pytest.raises(TypeError, match="hadamard: transpose must be True or False"):
+            hadamard(jnp.zeros(4), transpose=transpose)
 
 
 def test_options_are_keyword_only():

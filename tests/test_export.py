@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import DTYPES, assert_same_bits, normal
+from cases import DTYPES, assert_same_bits, normal, rng
 from jax import export
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -48,6 +48,45 @@ def test_derivatives():
     close(second(X), expected(X), rtol=1e-4, atol=1e-4)
 
 
+ROTATION = np.linalg.qr(normal((5, 5), np.float64))[0]
+SIGNS = rng("signs").choice(np.array([-1, 1], np.int8), 64)
+
+
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        (24, {}),
+        (10944, {}),
+        (64, {"block_size": 16}),
+        (64, {"signs": SIGNS}),
+        (64, {"block_size": 16, "signs": SIGNS[:16], "transpose": True}),
+        (40, {"matrix": ROTATION, "transpose": True}),
+    ],
+    ids=str,
+)
+def test_options(n, options):
+    x = normal((5, n), np.float32)
+    call = functools.partial(hadamard, **options)
+    loaded = saved(call, x, platforms=["cpu", "cuda"], vjp_order=1)
+    assert_same_bits(np.asarray(loaded.call(x)), np.asarray(call(x)))
+    gradient = jax.grad(lambda x: jnp.vdot(loaded.call(x), x[::-1]))(x)
+    close(gradient, jax.grad(lambda x: jnp.vdot(call(x), x[::-1]))(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_traced_signs(transpose, cpu_devices):
+    call = functools.partial(hadamard, block_size=32, transpose=transpose)
+    loaded = saved(lambda x, s: call(x, signs=s), X, SIGNS[:32], vjp_order=1)
+    expected = np.asarray(call(X, signs=SIGNS[:32]))
+    assert_same_bits(np.asarray(loaded.call(X, SIGNS[:32])), expected)
+    # The program says nothing of devices: it also runs where a batch is sharded.
+    mesh = Mesh(np.array(cpu_devices), ("b",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(X, NamedSharding(mesh, P("b")))
+    sharded = jax.jit(loaded.call)
+    assert_same_bits(np.asarray(sharded(x, SIGNS[:32])), expected)
+    assert "all-gather" not in sharded.lower(x, SIGNS[:32]).compile().as_text()
+
+
 def test_several_platforms(platform):
     loaded = saved(f, X, platforms=["cpu", "cuda"])
     assert loaded.platforms == ("cpu", "cuda")
@@ -79,6 +118,14 @@ class TestSymbolicSizes:
         x = jax.ShapeDtypeStruct((64, b), jnp.float32)
         close(saved(functools.partial(f, axis=0), x).call(X.T), transform(X, SCALE).T)
         close(saved(jax.vmap(f, in_axes=1, out_axes=1), x).call(X.T), transform(X, SCALE).T)
+
+    def test_options(self):
+        (b,) = export.symbolic_shape("b")
+        x = jax.ShapeDtypeStruct((b, 64), jnp.float32)
+        loaded = saved(functools.partial(hadamard, block_size=16, signs=SIGNS[:16]), x)
+        close(loaded.call(X[:3]), transform(X[:3], length=16, signs=SIGNS[:16]))
+        traced = saved(lambda x, s: hadamard(x, signs=s), x, jax.ShapeDtypeStruct((64,), jnp.int8))
+        close(traced.call(X[:3], SIGNS), transform(X[:3], signs=SIGNS))
 
     def test_derived_size(self):
         (b,) = export.symbolic_shape("b")

@@ -43,6 +43,38 @@ class TestDonated:
         assert operand.is_deleted()
         assert_same_bits(np.asarray(y), np.asarray(hadamard(x)))
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"block_size": 128},
+            {"signs": [1, -1] * 512},
+            {"signs": [1, -1] * 512, "transpose": True},
+            {"block_size": 32, "signs": [1, -1] * 16},
+            {"matrix": np.linalg.qr(normal((4, 4), np.float64))[0]},
+        ],
+        ids="-".join,
+    )
+    def test_with_options(self, x, options):
+        program = compiled(functools.partial(f, **options), x, donate_argnums=0)
+        assert copies(program) == 0
+        expected = np.asarray(hadamard(x, **options))
+        assert_same_bits(np.asarray(program(x)), expected)
+
+    def test_with_traced_signs(self, x):
+        s = jnp.asarray([1, -1] * 512)
+        program = compiled(lambda x, s: f(x, signs=s), x, s, donate_argnums=0)
+        assert copies(program) == 0
+        expected = np.asarray(hadamard(x, signs=s))
+        assert_same_bits(np.asarray(program(x, s)), expected)
+
+    @lengths(24, 768, 2736)
+    def test_with_orders(self, n):
+        x = jnp.asarray(normal((16, n), np.float32))
+        program = compiled(f, x, donate_argnums=0)
+        assert copies(program, x.shape) == 0
+        expected = np.asarray(hadamard(x))
+        assert_same_bits(np.asarray(program(x)), expected)
+
     def test_needs_no_temporary_buffer(self, x):
         assert compiled(f, x, donate_argnums=0).memory_analysis().temp_size_in_bytes < x.nbytes
 

@@ -14,13 +14,14 @@ CMAKE = sorted([ROOT / "CMakeLists.txt", *(ROOT / "cmake").rglob("*.cmake")])
 
 # Each module, and which of the package's own modules it may import.
 LAYERS = {
-    "__init__": {"_transform", "_primitive", "_ffi"},
+    "__init__": {"_transform", "_primitive", "_orders", "_ffi"},
     "_transform": {"_sharded", "_primitive", "_orders"},
     "_sharded": {"_primitive", "_orders"},
-    "_primitive": {"_ffi", "_reference", "_orders"},
+    "_primitive": {"_ffi", "_reference", "_orders", "_signs"},
     "_reference": {"_orders"},
     "_ffi": set(),
     "_orders": set(),
+    "_signs": set(),
 }
 # Interfaces of the benchmark, and the modules that may import them.
 BENCH = {

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import HALVES, assert_same_bits, normal
+from cases import HALVES, assert_same_bits, normal, rng
 from hlo import copies, hlo
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -187,6 +187,115 @@ class TestTransformAxisSharded:
         x = put(X[0, 0], mesh(LINE), P("b"))
         close(jax.jit(f)(x), Y[0, 0])
         close(f(x), Y[0, 0])
+
+
+S = rng("signs").choice(np.array([-1, 1], np.int8), 16)
+ROTATION = np.linalg.qr(normal((4, 4), np.float64))[0]
+
+
+class TestOptions:
+    """What the options add to a program is as local as the transform itself."""
+
+    @auto_and_explicit
+    @batch_sharded
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"signs": S},
+            {"signs": S, "transpose": True},
+            {"block_size": 4},
+            {"block_size": 4, "signs": S[:4]},
+            {"matrix": ROTATION},
+        ],
+        ids="-".join,
+    )
+    def test_a_sharded_batch(self, mesh, kind, grid, spec, options):
+        m = mesh(grid, kind)
+        x = put(X, m, spec)
+        call = functools.partial(hadamard, **options)
+        with jax.set_mesh(m):
+            assert collectives(call, x) == []
+            gradient = jax.grad(lambda x: jnp.sum(jnp.sin(call(x))))
+            assert collectives(gradient, x) == []
+            y = jax.jit(call)(x)
+            close(jax.jit(gradient)(x), jax.grad(lambda x: jnp.sum(jnp.sin(call(x))))(X))
+        assert_same_bits(np.asarray(y), np.asarray(call(X)))
+        assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+    @auto_and_explicit
+    @pytest.mark.parametrize("transpose", [False, True], ids=["map", "adjoint"])
+    @pytest.mark.parametrize("signs_spec", [P(), P("b")], ids=["whole", "split"])
+    @pytest.mark.parametrize("spec", [P("b"), P(None, None, "b"), P()], ids=str)
+    def test_traced_signs(self, mesh, kind, transpose, signs_spec, spec):
+        m = mesh(LINE, kind)
+        call = lambda x, s: hadamard(x, signs=s, transpose=transpose)
+        expected = np.asarray(call(X, S))
+        with jax.set_mesh(m):
+            x, s = put(X, m, spec), put(S, m, signs_spec)
+            assert_same_bits(np.asarray(jax.jit(call)(x, s)), expected)
+            if spec == P("b") and signs_spec == P():
+                assert collectives(call, x, s) == []
+            gradient = jax.jit(jax.grad(lambda x, s: jnp.sum(call(x, s) ** 2)))(x, s)
+        close(gradient, 2 * X, rtol=1e-4, atol=1e-4)
+
+    @auto_and_explicit
+    @pytest.mark.parametrize(
+        ("grid", "spec"),
+        [(LINE, P(None, None, "b")), (SQUARE, P("b", None, "c")), (SQUARE, P(None, None, ("c", "b")))],
+        ids=["line", "square", "both"],
+    )
+    @pytest.mark.parametrize("block", [1, 2, 4])
+    def test_whole_blocks_on_each_device(self, mesh, kind, grid, spec, block):
+        m = mesh(grid, kind)
+        x = put(X, m, spec)
+        call = functools.partial(hadamard, block_size=block)
+        with jax.set_mesh(m):
+            text = hlo(call, x)
+            assert COLLECTIVES.findall(text) == []
+            assert copies(text) == 0
+            assert COLLECTIVES.findall(hlo(jax.grad(lambda x: jnp.sum(jnp.sin(call(x)))), x)) == []
+            y = jax.jit(call)(x)
+            traced = jax.jit(lambda x, s: call(x, signs=s))(x, S[:block])
+        assert_same_bits(np.asarray(y), np.asarray(call(X)))
+        assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+        assert_same_bits(np.asarray(traced), np.asarray(call(X, signs=S[:block])))
+
+    @auto_and_explicit
+    @pytest.mark.parametrize("signs", [None, S], ids=["plain", "signs"])
+    def test_cut_blocks_are_gathered(self, mesh, kind, signs):
+        m = mesh(LINE, kind)
+        x = put(X, m, P(None, None, "b"))
+        call = functools.partial(hadamard, block_size=8, signs=signs)
+        with jax.set_mesh(m):
+            assert set(COLLECTIVES.findall(hlo(call, x))) == {"all-gather"}
+            y = jax.jit(call)(x)
+        assert_same_bits(np.asarray(y), np.asarray(call(X)))
+
+    @auto_and_explicit
+    @pytest.mark.parametrize("signs_spec", [P(), P("b")], ids=["whole", "split"])
+    def test_signs_of_all_blocks(self, mesh, kind, signs_spec):
+        m = mesh(LINE, kind)
+        call = lambda x, s: hadamard(x, block_size=4, signs=s)
+        with jax.set_mesh(m):
+            x, s = put(X, m, P(None, None, "b")), put(S, m, signs_spec)
+            assert_same_bits(np.asarray(jax.jit(call)(x, s)), np.asarray(call(X, S)))
+            if signs_spec == P() or kind == AxisType.Auto:
+                assert COLLECTIVES.findall(hlo(call, x, s)) == []
+
+    @pytest.mark.parametrize("n", [24, 36 * 76])
+    def test_orders(self, mesh, n):
+        x = put(normal((8, n), np.float32), mesh(LINE), P("b"))
+        assert collectives(hadamard, x) == []
+        assert_same_bits(np.asarray(jax.jit(hadamard)(x)), np.asarray(hadamard(np.asarray(x))))
+
+    @auto_and_explicit
+    def test_vmap_over_signs(self, mesh, kind):
+        m = mesh(LINE, kind)
+        s = np.stack([S, -S, S[::-1], np.ones_like(S)])
+        call = jax.vmap(lambda x, s: hadamard(x, signs=s), in_axes=(1, 0))
+        with jax.set_mesh(m):
+            x = put(X, m, P("b"))
+            assert_same_bits(np.asarray(jax.jit(call)(x, s)), np.asarray(call(X, s)))
 
 
 class TestExplicit:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import normal
 from jax.test_util import check_grads
-from oracle import dense
+from oracle import dense, transform
 
 from jax_hadacore import _ffi, hadamard
 
@@ -120,8 +120,8 @@ class TestVmap:
         close(both(f)(a, ROW), both(g)(a, ROW))
 
     def test_derivatives(self):
-        for transform in (jax.grad, jax.hessian):
-            close(jax.vmap(jax.vmap(transform(nonlinear(f))))(X), jax.vmap(jax.vmap(transform(nonlinear(g))))(X))
+        for derivative in (jax.grad, jax.hessian):
+            close(jax.vmap(jax.vmap(derivative(nonlinear(f))))(X), jax.vmap(jax.vmap(derivative(nonlinear(g))))(X))
         close(jax.grad(lambda x: jnp.sum(jax.vmap(nonlinear(f), in_axes=1)(x)))(X), jax.grad(nonlinear(g))(X))
 
     def test_no_rows(self):
@@ -214,6 +214,133 @@ class TestDerivatives:
         expected = np.zeros(X.shape)
         expected[..., 0] = 8 * SCALE
         close(gradient.astype(jnp.float64), expected, rtol=0.01)
+
+
+ROTATION = np.linalg.qr(normal((3, 3), np.float64))[0]
+SIGNS = np.array([1, -1, -1, 1, -1, 1, 1, 1, -1, -1, 1, -1], np.int8)
+OPTIONS = {
+    "orders": {},
+    "signs": {"signs": SIGNS},
+    "signs-adjoint": {"signs": SIGNS, "transpose": True},
+    "matrix": {"matrix": ROTATION},
+    "matrix-adjoint": {"matrix": ROTATION, "transpose": True},
+    "blocks": {"block_size": 4, "signs": SIGNS[:4]},
+    "all": {"block_size": 6, "signs": SIGNS[:6], "matrix": ROTATION, "transpose": True},
+}
+
+
+CASES = [pytest.param(options, False, id=name) for name, options in OPTIONS.items()]
+CASES += [pytest.param(options, True, id=f"{name}-traced") for name, options in OPTIONS.items() if "signs" in options]
+
+
+@pytest.mark.parametrize(("options", "traced"), CASES)
+class TestOptions:
+    """Maps that are not symmetric, with signs that are constants of a program or among its arguments."""
+
+    X = jnp.asarray(normal((2, 12), np.float64))
+
+    @pytest.fixture
+    def pair(self, options, traced):
+        """The function, by the library and by its dense matrix, and a decorator for what takes the signs."""
+        arguments = {"length" if name == "block_size" else name: value for name, value in options.items()}
+        matrix = jnp.asarray(transform(np.eye(12), SCALE, **arguments), jnp.float64)
+        rest = {name: value for name, value in options.items() if name != "signs"}
+        signs = options.get("signs")
+
+        def run(use, *args):
+            """use(f, *args), where f knows the signs as an argument of the program where they are traced."""
+            if not traced:
+                return use(lambda x: hadamard(x, scale=SCALE, **options), *args)
+            return jax.jit(lambda s, *args: use(lambda x: hadamard(x, scale=SCALE, signs=s, **rest), *args))(
+                jnp.asarray(signs), *args
+            )
+
+        return run, lambda x: x @ matrix
+
+    def agree(self, pair, use, *args, **tolerances):
+        run, dense_map = pair
+        jax.tree.map(functools.partial(close, **tolerances), run(use, *args), use(dense_map, *args))
+
+    def test_first_order(self, pair):
+        self.agree(pair, lambda t, x: t(x), self.X)
+        self.agree(pair, lambda t, x: jax.jvp(t, (x,), (x**2,)), self.X)
+        self.agree(pair, lambda t, x: jax.vjp(t, x)[1](x**2), self.X)
+        self.agree(pair, lambda t, x: jax.linearize(t, x)[1](x**2), self.X)
+        self.agree(pair, lambda t, x: jax.linear_transpose(t, x)(x**2), self.X)
+        self.agree(pair, lambda t, x: jax.jacfwd(t)(x), self.X[0])
+        self.agree(pair, lambda t, x: jax.jacrev(t)(x), self.X[0])
+
+    def test_higher_orders(self, pair):
+        loss = lambda t: lambda x: jnp.sum(jnp.sin(t(jnp.tanh(x))) * x)
+        self.agree(pair, lambda t, x: jax.grad(loss(t))(x), self.X)
+        self.agree(pair, lambda t, x: jax.hessian(loss(t))(x), self.X[0])
+        self.agree(pair, lambda t, x: jax.jacrev(jax.jacfwd(loss(t)))(x), self.X[0])
+        self.agree(pair, lambda t, x: jax.grad(lambda x: jnp.sum(jax.grad(loss(t))(x) ** 2))(x), self.X)
+
+    def test_vmap(self, pair):
+        loss = lambda t: lambda x: jnp.sum(jnp.sin(t(x)) * x)
+        self.agree(pair, lambda t, x: jax.vmap(t)(x), self.X)
+        self.agree(pair, lambda t, x: jax.vmap(t, in_axes=1, out_axes=1)(x), self.X.T)
+        self.agree(pair, lambda t, x: jax.vmap(jax.grad(loss(t)))(x), self.X)
+
+    def test_loops_and_remat(self, pair):
+        step = lambda t: jax.checkpoint(lambda c, _: (jnp.sin(t(c)), None))
+        self.agree(pair, lambda t, x: jax.lax.scan(step(t), x, None, length=3)[0], self.X)
+        self.agree(
+            pair, lambda t, x: jax.grad(lambda x: jnp.sum(jax.lax.scan(step(t), x, None, length=3)[0]))(x), self.X
+        )
+
+
+class TestTracedSigns:
+    """What is done with signs that a transformation maps or differentiates."""
+
+    X = jnp.asarray(normal((3, 12), np.float64))
+    S = jnp.asarray([SIGNS, -SIGNS, SIGNS[::-1]], jnp.float64)
+
+    @pytest.mark.parametrize("transpose", [False, True], ids=["map", "adjoint"])
+    @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None), (1, 1), (1, 0)], ids=str)
+    def test_vmap(self, axes, transpose):
+        mapped = {0: lambda a: a, 1: lambda a: a.T, None: lambda a: a[0]}
+        x, s = (mapped[axis](each) for axis, each in zip(axes, (self.X, self.S), strict=True))
+        rows = (
+            each[:1].repeat(3, 0) if axis is None else each for axis, each in zip(axes, (self.X, self.S), strict=True)
+        )
+        call = lambda x, s: hadamard(x, signs=s, transpose=transpose)
+        expected = [transform(x, signs=s, transpose=transpose) for x, s in zip(*rows, strict=True)]
+        close(jax.vmap(call, in_axes=axes)(x, s), expected)
+        close(jax.jit(jax.vmap(call, in_axes=axes))(x, s), expected)
+
+    def test_nested_vmap_and_gradient(self):
+        call = lambda x, s: jnp.sum(jnp.sin(hadamard(x, signs=s)))
+        nested = jax.vmap(jax.vmap(jax.grad(call), in_axes=(0, None)), in_axes=(None, 0))
+        expected = [
+            [transform(np.cos(transform(x, signs=s)), signs=s, transpose=True) for x in np.asarray(self.X)]
+            for s in np.asarray(self.S)
+        ]
+        close(nested(self.X, self.S), expected)
+
+    def test_no_gradient_in_signs(self):
+        for call in (hadamard, jax.jit(hadamard)):
+            loss = lambda s, x, call=call: jnp.sum(jnp.sin(call(x, signs=s)) * x)
+            close(jax.grad(loss)(self.S[0], self.X), 0)
+            close(jax.jvp(functools.partial(loss, x=self.X), (self.S[0],), (self.S[1],))[1], 0)
+            both = jax.grad(loss, argnums=(0, 1))(self.S[0], self.X)
+            close(both[0], 0)
+            assert jnp.all(both[1] != 0)
+
+    def test_signs_of_a_loop(self):
+        # Each step has signs of its own, as the layers of a model have.
+        y, _ = jax.lax.scan(lambda c, s: (hadamard(c, signs=s), None), self.X, self.S)
+        expected = np.asarray(self.X)
+        for s in np.asarray(self.S):
+            expected = transform(expected, signs=s)
+        close(y, expected)
+
+    def test_one_program_for_all_signs(self):
+        call = jax.jit(lambda x, s: hadamard(x, signs=s))
+        for s in self.S:
+            call(self.X, s)
+        assert call._cache_size() == 1
 
 
 class TestComplex:

@@ -582,12 +582,12 @@ class TestPlot:
 class TestReport:
     def test_writes_between_the_markers(self, stored, tmp_path):
         readme = tmp_path / "README.md"
-        readme.write_text(f"before\n\n{bench_report.BEGIN}\nold\n{bench_report.END}\nafter\n")
+        readme.write_text(f"before\n\n{bench_report.BENCH.begin}\nold\n{bench_report.BENCH.end}\nafter\n")
         for _ in range(2):
             assert bench("report", stored, "--readme", readme) == 0
             text = readme.read_text()
-            assert text.startswith(f"before\n\n{bench_report.BEGIN}\na GPU: percent of the speed")
-            assert text.endswith(f"{bench_report.END}\nafter\n")
+            assert text.startswith(f"before\n\n{bench_report.BENCH.begin}\na GPU: percent of the speed")
+            assert text.endswith(f"{bench_report.BENCH.end}\nafter\n")
         for line in (
             "|  | elements | 128 | 4096 |",
             "| bfloat16 | 2^28 cold | 80 | 80 |",
@@ -603,9 +603,9 @@ class TestReport:
         "text",
         [
             "no markers",
-            bench_report.BEGIN,
-            f"{bench_report.END}{bench_report.BEGIN}",
-            f"{bench_report.BEGIN}{bench_report.BEGIN}{bench_report.END}",
+            bench_report.BENCH.begin,
+            f"{bench_report.BENCH.end}{bench_report.BENCH.begin}",
+            f"{bench_report.BENCH.begin}{bench_report.BENCH.begin}{bench_report.BENCH.end}",
         ],
         ids=["none", "begin only", "turned around", "twice"],
     )
@@ -618,10 +618,10 @@ class TestReport:
 
     @pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="the source distribution has no stored results")
     def test_the_readme_is_what_report_writes(self):
-        _, _, rest = (ROOT / "README.md").read_text().partition(f"{bench_report.BEGIN}\n")
-        block, _, _ = rest.partition(bench_report.END)
+        _, _, rest = (ROOT / "README.md").read_text().partition(f"{bench_report.BENCH.begin}\n")
+        block, _, _ = rest.partition(bench_report.BENCH.end)
         links = re.findall(r"Stored in \[(.*?)\]", block)
         assert links
-        assert block == bench_report.markdown(store.load([ROOT / link for link in links]), links)
+        assert block == bench_report.BENCH.markdown(store.load([ROOT / link for link in links]), links)
         for image in re.findall(r"!\[.*\]\((.*)\)", block):
             assert (ROOT / image).stat().st_size < 150_000

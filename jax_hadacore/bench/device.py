@@ -11,6 +11,8 @@ import numpy as np
 
 from .. import _ffi
 from .._measure import definition, error_in_roundings
+from .._orders import order_matrix, orders
+from .._signs import pack
 from .._transform import hadamard
 from .grid import Case, Replays
 
@@ -105,7 +107,16 @@ def _native(platform: str):
 
 
 def _problem(native, case: Case):
-    return native.Problem(getattr(native.Dtype, case.dtype.name), case.n, case.elements // case.n, case.n**-0.5)
+    dtype, rows, factors = getattr(native.Dtype, case.dtype.name), case.elements // case.n, orders(case.n)
+    if not factors:
+        return native.Problem(dtype, case.n, rows, case.n**-0.5)
+    words = _factor_words(factors)
+    return native.Problem(dtype, case.n, rows, case.n**-0.5, orders=factors, factors=words.ctypes.data)
+
+
+@functools.cache  # which keeps them: a problem knows their address only
+def _factor_words(orders: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([pack(order_matrix(k) < 0).ravel() for k in orders])
 
 
 def _summary(times: dict[str, list[float]]) -> dict:

@@ -157,15 +157,15 @@ def _platform() -> str:
     return platform
 
 
-def _require_kernel(table: str, platform: str) -> None:
+def _require_kernel(table: str, platform: str, advice: str = "") -> None:
     if problem := _ffi.problem("cuda" if platform == "gpu" else "cpu"):
-        raise UnmeasurableError(f"the {table} table needs the native kernel: {problem}")
+        raise UnmeasurableError(f"the {table} table needs the native kernel: {problem}{advice}")
 
 
 def _table(name: str, selection: Selection, *, inplace: bool) -> _Work:
     platform = selection.platform
     if name == "device":
-        _require_kernel("device", platform)
+        _require_kernel("device", platform, "; --tables names others")
         cases = selection.device()
         return _Work(name, len(cases), device.rows(platform, cases, inplace=inplace))
     if name == "peers":

@@ -45,12 +45,12 @@ class _Gpu:
         """Medians in microseconds, the ratio of the best copy to the transform, and the error."""
         plan = Replays.of(case)
         buffers = [buffer.unsafe_buffer_pointer() for buffer in (self._x, self._y, self._workspace)]
-        problem = _problem(self._native, case)
-        times = self._native.measure(problem, *buffers, plan.sets, plan.launches, plan.replays)
+        asked = problem(self._native, case)
+        times = self._native.measure(asked, *buffers, plan.sets, plan.launches, plan.replays)
         if self._inplace:
             del times["cudaMemcpyAsync"]  # undefined from a buffer to itself
         before = self._last(self._x, case)
-        self._native.transform(problem, *buffers)
+        self._native.transform(asked, *buffers)
         error = error_in_roundings(self._last(self._y, case), definition(before))
         return {
             **case.row(cold=plan.cold),
@@ -78,11 +78,11 @@ class _Cpu:
 
     def row(self, case: Case) -> dict:
         """Medians in microseconds, the ratio of memcpy to the transform, and the error."""
-        problem = _problem(self._native, case)
+        asked = problem(self._native, case)
         repetitions = max(5, min(100, (1 << 27) // case.elements))
         sample = self._x[: case.checked].reshape(-1, case.n).copy()
         addresses = [buffer.ctypes.data for buffer in (self._x, self._y)]
-        times = self._native.measure(problem, *addresses, threads=1, repetitions=repetitions)
+        times = self._native.measure(asked, *addresses, threads=1, repetitions=repetitions)
         error = error_in_roundings(np.asarray(hadamard(sample)), definition(sample))
         return {
             **case.row(cold=case.exceeds_caches),
@@ -106,7 +106,8 @@ def _native(platform: str):
     return module
 
 
-def _problem(native, case: Case):
+def problem(native, case: Case):
+    """What a native module is asked for: the orthonormal transform of the rows of a case."""
     dtype, rows, factors = getattr(native.Dtype, case.dtype.name), case.elements // case.n, orders(case.n)
     if not factors:
         return native.Problem(dtype, case.n, rows, case.n**-0.5)

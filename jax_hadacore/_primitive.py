@@ -19,10 +19,6 @@ from ._signs import pack, unpack
 hadamard_p = Primitive("hadamard")
 hadamard_p.def_impl(functools.partial(xla.apply_primitive, hadamard_p))
 
-# The CUDA kernel transforms 16-bit rows up to this length in one pass. Longer ones take two, with a float32 workspace
-# between them; it is a result of the call, because XLA owns all memory.
-_CUDA_ONE_PASS = 32768
-
 
 @dataclass(frozen=True)
 class StaticArray:
@@ -183,7 +179,9 @@ def _lower_kernel(ctx, x, *words, platform, **params):
         return _lower_for_the_partitioner(ctx, x, *words, **params)
     factors = _factors(**params)
     results = [aval]
-    if platform == "cuda" and (workspace := _cuda_workspace(aval.dtype, params["length"], factors)):
+    if platform == "cuda" and (
+        workspace := _cuda_workspace(aval.dtype, params["length"], factors, signs=params["signs"] is not None)
+    ):
         results.append(aval.update(dtype=np.dtype(workspace)))
     call = jax.ffi.ffi_lowering(
         _ffi.HADAMARD_TARGET,
@@ -213,11 +211,26 @@ def _factors(*, length, matrix, transpose, **_) -> list[np.ndarray]:
     return [matrix.value.T if transpose else matrix.value]
 
 
-def _cuda_workspace(dtype, length, factors):
-    """The type of the workspace of the operand's shape that the CUDA kernels need, or None."""
-    if factors:
-        return np.float64 if dtype == np.float64 else np.float32
-    return np.float32 if dtype.itemsize == 2 and length > _CUDA_ONE_PASS else None
+def _cuda_workspace(dtype, length, factors, *, signs):
+    """The type of the workspace of the operand's shape that the CUDA kernels may need, or None.
+
+    It is a result of the call, because XLA owns all memory.
+    """
+    sums = np.float64 if dtype == np.float64 else np.float32
+    native = _ffi.CUDA.module
+    if native is None:  # exported without the kernels at hand
+        return sums if factors or (dtype.itemsize == 2 and length > 1 << 15) else None
+    some = 1  # of signs and values it matters only whether there are any
+    problem = native.Problem(
+        getattr(native.Dtype, dtype.name),
+        length,
+        1,
+        orders=[len(factor) for factor in factors],
+        factors=0 if any(factor.dtype != np.int8 for factor in factors) else some,
+        matrix=some if any(factor.dtype != np.int8 for factor in factors) else 0,
+        signs=some if signs else 0,
+    )
+    return sums if native.needs_workspace(problem) else None
 
 
 def _attributes(size, factors, *, has_operand, scale, length, signs, transpose, **_):

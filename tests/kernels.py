@@ -184,7 +184,16 @@ class Emulator(Kernel):
         self._library.emulation_run.restype = ctypes.c_char_p
 
     def plan(
-        self, dtype, n, rows, processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED, *, clusters=True, inplace=False, **more
+        self,
+        dtype,
+        n,
+        rows,
+        processors=MANY_PROCESSORS,
+        shared_bytes=MOST_SHARED,
+        *,
+        clusters=True,
+        inplace=False,
+        **more,
     ):
         launches = (PlannedLaunch * 8)()
         with self._problem(Request(dtype, n, rows, **more)) as problem:

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from cases import DTYPES, HALVES, assert_same_bits, dtypes, halves, normal, rng
+from cases import DTYPES, HALVES, MODEL_DIMENSIONS, assert_same_bits, dtypes, halves, normal, rng
 from kernels import LEAST_SHARED, Request
-from oracle import HAS_WIDE_FLOAT64, dense, error_in_roundings, wide
+from oracle import HAS_WIDE_FLOAT64, decompose, dense, error_in_roundings, wide
 from oracle import bound as oracle_bound
 
 FLOAT32, FLOAT64 = DTYPES[2:]
@@ -67,7 +67,7 @@ FUSED = (
     ((12, 52), 32),
 )
 COMPOSED = (((36, 76), 1), ((524,), 2), ((52, 60), 2))
-lengths = pytest.mark.parametrize(("orders", "power"), (*FUSED, *COMPOSED), ids=str)
+lengths = pytest.mark.parametrize(("orders", "power"), [*FUSED, *COMPOSED], ids=str)
 fused_lengths = pytest.mark.parametrize(("orders", "power"), FUSED, ids=str)
 
 
@@ -100,3 +100,97 @@ class TestValues:
         expected = kernel(x, **how) * signs.astype(dtype) if signs_last else kernel(x * signs.astype(dtype), **how)
         assert_same_bits(y, expected)
         assert_same_bits(kernel(x, **how, signs=signs, signs_last=signs_last, signs_on_device=True), expected)
+
+
+class TestMemory:
+    @halves
+    @fused_lengths
+    def test_in_place_unaligned_and_in_any_order(self, kernel, orders, power, dtype):
+        x, how = problem(orders, power, dtype, 3)
+        expected = kernel(x, **how)
+        assert_same_bits(kernel(x, **how, inplace=True, order=REVERSE), expected)
+        assert_same_bits(kernel(x, **how, offsets=(1, 3)), expected)
+
+    @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+    @pytest.mark.parametrize(("orders", "power"), [((28,), 32), ((12,), 2), ((44,), 16), ((12, 36), 4)], ids=str)
+    def test_in_place_and_unaligned_in_wide_types(self, kernel, orders, power, dtype):
+        x, how = problem(orders, power, dtype, 5)
+        expected = kernel(x, **how)
+        assert_same_bits(kernel(x, **how, inplace=True), expected)
+        assert_same_bits(kernel(x, **how, offsets=(1, 1)), expected)
+
+
+class TestRows:
+    @halves
+    @pytest.mark.parametrize(
+        ("orders", "power"), [((12,), 1), ((20,), 4), ((28,), 32), ((12,), 128), ((36, 76), 4)], ids=str
+    )
+    def test_do_not_depend_on_the_batch(self, kernel, orders, power, dtype):
+        n = math.prod(orders) * power
+        x, how = problem(orders, power, dtype, rows_for(n))
+        whole = kernel(x, **how, processors=1)
+        for rows in (0, 1, 2, len(x) - 1):
+            assert_same_bits(kernel(x[:rows], **how), whole[:rows])
+        assert_same_bits(kernel(x[1:], **how, processors=1, shared_bytes=LEAST_SHARED), whole[1:])
+
+    @dtypes
+    @pytest.mark.parametrize(
+        ("orders", "power"),
+        [((12,), 1), ((20,), 4), ((12,), 8), ((28,), 32), ((12,), 128), ((36, 76), 4), ((12, 52), 32)],
+        ids=str,
+    )
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_that_are_not_finite_leave_others_alone(self, kernel, orders, power, dtype, bad):
+        n = math.prod(orders) * power
+        x, how = problem(orders, power, dtype, 20 if n < 2000 else 3)
+        clean = kernel(x, **how, processors=1)
+        spoilt = x.copy()
+        spoilt[1::3, n // 3] = bad
+        y = kernel(spoilt, **how, processors=1)
+        assert not np.isfinite(y[1::3].astype(np.float64)).any()
+        assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
+
+
+@pytest.mark.parametrize("dtype", [np.dtype("bfloat16"), FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize(("order", "power"), [(12, 4), (172, 2), (60, 128)])
+def test_a_matrix_of_other_values(kernel, order, power, dtype):
+    matrix = np.linalg.qr(rng("matrix", order).standard_normal((order, order)))[0]
+    if dtype != FLOAT64:
+        matrix = matrix.astype(np.float32)
+    n = order * power
+    x = normal((5, n), dtype)
+    y = kernel(x, factors=(matrix,), scale=power**-0.5)
+    assert error_in_roundings(y, exact(x, (matrix,), power**-0.5), dtype) <= np.hypot(bound(dtype, n), 2)
+
+
+# Of every dimension that the kernels are for, on every architecture.
+ARCHITECTURES = {"sm_80": 163 * 1024, "sm_86, 89 and 120": LEAST_SHARED, "sm_90 and 100": 227 * 1024}
+
+
+class TestPlans:
+    @halves
+    @pytest.mark.parametrize("shared_bytes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+    @pytest.mark.parametrize("rows", [1, 7, 100_000])
+    def test_are_within_the_limits_and_one_pass(self, emulator, shared_bytes, rows, dtype):
+        for n in MODEL_DIMENSIONS:
+            orders = decompose(n)[:-1]
+            if not orders:
+                continue
+            factors = tuple(factor(order) for order in orders)
+            for signs in (None, random_signs(n)):
+                launches = emulator.plan(dtype, n, rows, 132, shared_bytes, factors=factors, signs=signs)
+                for launch in launches:
+                    assert launch.words <= launch.most_words
+                    assert launch.shared_bytes <= shared_bytes
+                    assert launch.threads <= 1024
+                    assert launch.blocks >= 1
+                one_pass = 2 * n + 512 <= shared_bytes
+                assert (len(launches) == 1) == one_pass
+                needs = emulator.needs_workspace(Request(dtype, n, rows, factors=factors, signs=signs))
+                assert needs == (2 * n + 512 > LEAST_SHARED)
+
+    @pytest.mark.parametrize(("orders", "power"), FUSED, ids=str)
+    def test_of_float32_with_a_small_order_are_one_pass(self, emulator, orders, power):
+        n = math.prod(orders) * power
+        launches = emulator.plan(FLOAT32, n, 100, factors=tuple(factor(order) for order in orders))
+        assert (len(launches) == 1) == (len(orders) == 1 and orders[0] <= 28)

@@ -35,12 +35,11 @@ struct Kernel {
         x = y;
       }
       if (problem.factor_count == 0) {
-        PowerOfTwoRows<T>(x, n, count, buffer, y, Result<T>(problem, y));
+        PowerOfTwoRows<T>(x, n, count, buffer, y, Result(problem, y));
       } else {
         const int64_t inner = n / problem.factors[0].order;
         InnerRows(problem, x, count, buffer, y, memory);
-        FactorStep<A>(problem, 0, memory)
-            .Apply(buffer, inner, {0, count / n * inner}, Result<Consecutive<T>>(problem, y));
+        FactorStep<A>(problem, 0, memory).Apply(buffer, inner, {0, count / n * inner}, Exact(problem, y));
       }
       if (SignsLast(problem))
         for (int64_t row = 0; row < count; row += n) Flip(y + row, n, problem.signs, y + row);
@@ -77,10 +76,9 @@ struct Kernel {
         Pass<kJoined>(buffer + at, h, count, Unscaled<A>{buffer + at});
       } else {
         if (problem.factor_count == 0) {
-          Pass<kJoined>(buffer + at, h, count, Result<T>(problem, y + at));
+          Pass<kJoined>(buffer + at, h, count, Result(problem, y + at));
         } else {
-          FactorStep<A>(problem, 0, memory)
-              .Apply(buffer + row, h, {column, column + count}, Result<Consecutive<T>>(problem, y + row));
+          FactorStep<A>(problem, 0, memory).Apply(buffer + row, h, {column, column + count}, Exact(problem, y + row));
         }
         if (SignsLast(problem))
           for (int64_t i = at; i < at + joined * h; i += h)
@@ -94,10 +92,8 @@ struct Kernel {
   static bool SignsFirst(const Problem& problem) { return problem.signs && !problem.signs_last; }
   static bool SignsLast(const Problem& problem) { return problem.signs && problem.signs_last; }
 
-  template <typename Type>
-  static Scaled<Type> Result(const Problem& problem, S* y) {
-    return {y, static_cast<A>(problem.scale)};
-  }
+  static Scaled<T> Result(const Problem& problem, S* y) { return {y, static_cast<A>(problem.scale)}; }
+  static ScaledExactly<Consecutive<T>> Exact(const Problem& problem, S* y) { return {y, problem.scale}; }
 
   // `count` elements up to the step of the first factor, into the buffer. `result` is to be prefetched.
   static void InnerRows(const Problem& problem, const S* x, int64_t count, A* buffer, const S* result,

@@ -194,6 +194,21 @@ struct Scaled {
   Scaled At(Element* other) const { return {other, scale}; }
   Scaled operator+(int64_t offset) const { return At(to + offset); }
 };
+// The same with the product in double: n**-0.5 may be far from any float.
+template <typename T>
+struct ScaledExactly {
+  using Accumulator = typename T::Accumulator;
+  using Element = typename T::Storage;
+  static constexpr bool kPairs = false;
+  Element* to;
+  double scale;
+  void Store(int64_t at, const Lanes<Accumulator>& v) const {
+    using Doubles = Vector<double, kLanes<Accumulator>>;
+    T::Store(to + at, __builtin_convertvector(__builtin_convertvector(v, Doubles) * scale, Lanes<Accumulator>));
+  }
+  ScaledExactly At(Element* other) const { return {other, scale}; }
+  ScaledExactly operator+(int64_t offset) const { return At(to + offset); }
+};
 
 }  // namespace
 }  // namespace jax_hadacore::cpu

@@ -17,7 +17,7 @@ struct GroupShape {
   static constexpr bool kTwoOrders = kTwoOrders_;
   static constexpr int kColumns = 8 * kTiles;
   static constexpr int kWarps = kTiles > 2 ? 4 : kWidth == 8 ? 6 : 8;  // in a block, at most
-  static constexpr int kWordsOfColumn = (kColumns + 31) / 32;       // of the second matrix
+  static constexpr int kWordsOfColumn = (kColumns + 31) / 32;          // of the second matrix
 };
 
 // The groups (j, a) and (j, a + 1), as they come.

@@ -63,6 +63,11 @@ Kernel GroupRowsKernel(int width, bool two_orders);
 extern template Kernel GroupRowsKernel<F16>(int, bool);
 extern template Kernel GroupRowsKernel<BF16>(int, bool);
 
+// Of float32 rows of k * 2^bits elements with small k (order_floats.cuh). The matrix travels as floats, its rows padded
+// with zeros to kMostFloatOrder of them.
+constexpr int kMostFloatOrder = 28, kMostFloatBits = 10;
+Kernel OrderFloatsKernel(int bits);
+
 // Factors and signs by themselves, for what is left (factor.cuh).
 template <typename In, typename A>
 Kernel FactorKernel(int64_t order, bool values);

@@ -9,8 +9,6 @@ namespace {
 
 int BitOf(int64_t i) { return static_cast<int>(i % 32 / 2 + i % 2 * 16); }
 
-uint32_t SignOf(const uint32_t* words, int64_t i) { return words[i / 32] >> BitOf(i) & 1; }
-
 Words Expand(const Factor& factor, int64_t power) {
   const int64_t order = factor.order * power, row_words = SignWords(order);
   Words words(static_cast<size_t>(FirstStepSize(order)));
@@ -28,6 +26,17 @@ Words Expand(const Factor& factor, int64_t power) {
 }
 
 }  // namespace
+
+void AppendFactor(Words& words, const Factor& factor, int64_t rows, int64_t row_words) {
+  const int64_t given = SignWords(factor.order);
+  for (int64_t row = 0; row < rows; ++row) {
+    const bool there = row < factor.order;
+    if (there) words.insert(words.end(), factor.signs + row * given, factor.signs + (row + 1) * given);
+    words.insert(words.end(), static_cast<size_t>(row_words - (there ? given : 0)), 0);
+  }
+}
+
+uint32_t SignOf(const uint32_t* words, int64_t i) { return words[i / 32] >> BitOf(i) & 1; }
 
 std::shared_ptr<const Words> FirstStepWords(const Factor& factor, int64_t power) {
   struct Entry {

@@ -34,6 +34,9 @@ Work MakeWork(const void* x, void* y, int64_t count, int64_t n, int64_t stride, 
   return work;
 }
 
+// What a scale loses as a float.
+float RestOfScale(double scale) { return static_cast<float>(scale - static_cast<double>(static_cast<float>(scale))); }
+
 // Fewer elements than this a multiprocessor are few: they end soonest when spread thin.
 constexpr int64_t kMany = 2048;
 
@@ -252,6 +255,19 @@ OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t 
   return best;
 }
 
+// The signs of a problem travel with a launch that applies them.
+void AddSigns(Launch& launch, const Problem& p) {
+  Work& work = launch.work;
+  if (!p.signs) return;
+  work.words_before_signs = static_cast<int>(launch.words.size());
+  work.signs_last = p.signs_last;
+  if (p.signs_on_device) {
+    work.device_signs = p.signs;
+  } else {
+    launch.words.insert(launch.words.end(), p.signs, p.signs + SignWords(p.n));
+  }
+}
+
 Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b, const Gpu& gpu) {
   const int64_t order = layout.first->order * layout.power;
   const int words = static_cast<int>(OrderWords(p, layout));
@@ -276,22 +292,43 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
 
   launch.words = *FirstStepWords(*layout.first, layout.power);
   if (two_orders) {
-    const int64_t row_words = SignWords(MostColumns(layout.width)), given = SignWords(layout.columns);
-    const size_t start = launch.words.size();
-    launch.words.resize(start + static_cast<size_t>(SecondStepSize(layout)));
-    for (int row = 0; row < layout.columns; ++row)
-      std::copy_n(layout.second->signs + row * given, given,
-                  &launch.words[start + static_cast<size_t>(row * row_words)]);
+    const int64_t most = MostColumns(layout.width);
+    AppendFactor(launch.words, *layout.second, most, SignWords(most));
   }
-  if (p.signs) {
-    work.words_before_signs = static_cast<int>(launch.words.size());
-    work.signs_last = p.signs_last;
-    if (p.signs_on_device) {
-      work.device_signs = p.signs;
-    } else {
-      launch.words.insert(launch.words.end(), p.signs, p.signs + SignWords(p.n));
-    }
-  }
+  AddSigns(launch, p);
+  return launch;
+}
+
+// Whether OrderFloats serves, with so many bytes of shared memory to a block.
+bool OnePassFloats(const Problem& p, int64_t shared_bytes) {
+  if (p.dtype != Dtype::kF32 || p.factor_count != 1 || p.factors[0].values) return false;
+  const Factor& factor = p.factors[0];
+  const int64_t words = factor.order * kMostFloatOrder + (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
+  return factor.order <= kMostFloatOrder && PowerOfTwo(p) <= int64_t{1} << kMostFloatBits && 4 * p.n <= shared_bytes &&
+         words <= kManyWords;
+}
+
+Launch OnFloats(const Problem& p, const Buffers& b, const Gpu& gpu) {
+  const Factor& factor = p.factors[0];
+  Launch launch = {OrderFloatsKernel(Log2(PowerOfTwo(p))), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale), 0, {}};
+  // Columns for all threads, and some rows' butterflies for all warps, but not more of the shared memory than it takes
+  // to have blocks beside each other.
+  constexpr int64_t kBlock = 24 * 1024;  // bytes
+  Work& work = launch.work;
+  work.per_block = std::max<int64_t>(1, std::min(DivideUp(p.rows, gpu.processors), kBlock / (4 * p.n)));
+  work.aligned = Aligned(b.x, b.y) && work.per_block * p.n % 4 == 0;
+  work.order = static_cast<int>(factor.order);
+  work.scale_rest = RestOfScale(p.scale);
+  launch.blocks = DivideUp(p.rows, work.per_block);
+  launch.kernel.shared_bytes = static_cast<int>(4 * p.n * work.per_block);
+  std::vector<float> entries(static_cast<size_t>(factor.order * kMostFloatOrder));
+  for (int64_t row = 0; row < factor.order; ++row)
+    for (int64_t column = 0; column < factor.order; ++column)
+      entries[static_cast<size_t>(row * kMostFloatOrder + column)] =
+          SignOf(factor.signs + row * SignWords(factor.order), column) ? -1.0f : 1.0f;
+  launch.words.resize(entries.size());
+  std::memcpy(launch.words.data(), entries.data(), entries.size() * sizeof(float));
+  AddSigns(launch, p);
   return launch;
 }
 
@@ -321,7 +358,7 @@ void MultiplyByFactor(std::vector<Launch>& launches, const Factor& factor, const
       std::memcpy(launch.words.data(), values.data(), values.size() * sizeof(Sum));
     } else {
       const uint32_t* const signs = factor.signs + first * SignWords(factor.order);
-      launch.words.assign(signs, signs + rows * SignWords(factor.order));
+      launch.words = Words(signs, signs + rows * SignWords(factor.order));
     }
     launches.push_back(std::move(launch));
   }
@@ -346,7 +383,7 @@ void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, 
       return;
     }
     const uint32_t* const signs = p.signs + first / 32;
-    launch.words.assign(signs, signs + SignWords(band));
+    launch.words = Words(signs, signs + SignWords(band));
     launches.push_back(std::move(launch));
   }
 }
@@ -355,6 +392,7 @@ void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, 
 template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) return {OnOrderRows(p, *layout, b, gpu)};
+  if (OnePassFloats(p, gpu.shared_bytes)) return {OnFloats(p, b, gpu)};
   std::vector<Launch> launches;
   const void* x = b.x;
   if (p.signs && !p.signs_last) {
@@ -372,6 +410,7 @@ std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) 
     MultiplyByFactor<T, Sum>(launches, last, x, between, p.rows * (p.n / stride), power);
     if (p.factor_count == 2) MultiplyByFactor<Sum, Sum>(launches, p.factors[0], between, between, p.rows, stride);
     Passes<T>::OfSums(launches, between, b.y, p.rows * (p.n / power), power, p.scale, gpu);
+    launches.back().work.scale_rest = RestOfScale(p.scale);
   }
   if (p.signs && p.signs_last) ApplySigns<Storage>(launches, p, b.y, b.y);
   return launches;
@@ -381,7 +420,7 @@ std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) 
 
 bool NeedsWorkspace(const Problem& problem) {
   if (problem.factor_count == 0) return Is16Bit(problem) && problem.n > kOnePass;
-  return !OnePassOrder(problem, kLeastShared);
+  return !OnePassOrder(problem, kLeastShared) && !OnePassFloats(problem, kLeastShared);
 }
 
 std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const Gpu& gpu) {

@@ -36,7 +36,13 @@ __global__ void __launch_bounds__(kSharedThreads) Shared(const Work work) {
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += kSharedThreads) y[address(i)] = Element<Out>::Round(tile[i] * scale);
+  for (int i = threadIdx.x; i < count; i += kSharedThreads) {
+    if constexpr (sizeof(A) == sizeof(float)) {
+      y[address(i)] = Element<Out>::Round(fmaf(tile[i], scale, tile[i] * work.scale_rest));
+    } else {
+      y[address(i)] = tile[i] * scale;
+    }
+  }
 }
 
 template <typename A, typename Out>

@@ -28,6 +28,7 @@ struct Work {
   bool aligned;                  // to 16 bytes: x, y and every block's first row
   const uint32_t* device_signs;  // of the elements; null where they are among the words, or there are none
   int words_before_signs;        // among the words; -1 where there are no signs
+  float scale_rest;              // what float_scale lacks of the scale: n**-0.5 may be far from any float
   bool signs_last;               // they are applied after the transform
 };
 

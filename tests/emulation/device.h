@@ -65,6 +65,12 @@ inline float __uint_as_float(uint32_t bits) {
   return value;
 }
 
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 float __shfl_xor_sync(unsigned mask, float value, int lane_mask);
 int __any_sync(unsigned mask, int predicate);
 unsigned __ballot_sync(unsigned mask, int predicate);

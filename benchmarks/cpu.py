@@ -22,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_hadacore import _ffi, hadamard
+from jax_hadacore import _ffi, decompose, hadamard
 from jax_hadacore._measure import sign_matrix
+from jax_hadacore.bench.device import problem
 from jax_hadacore.bench.environment import environment
+from jax_hadacore.bench.grid import Case
 
 DTYPES = tuple(np.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64))
 OUT_OF_CACHE, IN_L2 = 1 << 24, 1 << 15  # elements of an array
@@ -36,9 +38,8 @@ CALLS = 50  # in a program of many
 def measure(x: np.ndarray, y: np.ndarray, **options) -> dict[str, list[float]]:
     """Milliseconds of the transform of x into y and of memcpy."""
     native = _ffi.CPU.module
-    rows, n = x.shape
-    problem = native.Problem(getattr(native.Dtype, x.dtype.name), n, rows, n**-0.5)
-    return native.measure(problem, x.ctypes.data, y.ctypes.data, **options)
+    asked = problem(native, Case(x.dtype, x.shape[-1], x.size))
+    return native.measure(asked, x.ctypes.data, y.ctypes.data, **options)
 
 
 def memcpy_shares() -> list[dict]:
@@ -170,38 +171,24 @@ def programs() -> list[dict]:
     return results
 
 
-FACTORED = (
-    ((12,), 256, 1),
-    ((12,), 256, 512),
-    ((28,), 512, 64),
-    ((344,), 32, 64),
-    ((36, 76), 4, 64),
-    ((180,), 16, 256),
-    ((12,), 1, 4096),
-    ((20,), 4, 4096),
-)
+FACTORED = ((3072, 1), (3072, 512), (14336, 64), (11008, 64), (10944, 64), (2880, 256), (12, 4096), (80, 4096))
 
 
 def factors() -> list[dict]:
-    """Orders, what is left of n, and rows. The signs of the matrices are random, which makes no difference in time."""
-    signs = np.random.default_rng(0).integers(0, 1 << 32, 1 << 14, dtype=np.uint32)
-    native = _ffi.CPU.module
+    """Few and many rows; `jax-hadacore bench dims` has all lengths of models at one size."""
     results = []
     for dtype in DTYPES[:2]:
-        entries = []
-        for orders, power, rows in FACTORED:
-            n = math.prod(orders) * power
-            entries.append({"dtype": dtype.name, "n": n, "orders": orders, "rows": rows, "milliseconds": {}})
+        entries = [
+            {"dtype": dtype.name, "n": n, "orders": decompose(n)[:-1], "rows": rows, "milliseconds": {}}
+            for n, rows in FACTORED
+        ]
         for sweep in range(SWEEPS):
             for entry in entries:
                 rows, n, best = entry["rows"], entry["n"], entry["milliseconds"]
                 x = np.random.default_rng(0).standard_normal((rows, n)).astype(dtype)
                 y = np.empty_like(x)
-                kind = getattr(native.Dtype, dtype.name)
-                problem = native.Problem(kind, n, rows, n**-0.5, list(entry["orders"]), factors=signs.ctypes.data)
                 for threads in (1, os.cpu_count() or 1):
-                    times = native.measure(problem, x.ctypes.data, y.ctypes.data, threads=threads, repetitions=10)
-                    for name, values in times.items():
+                    for name, values in measure(x, y, threads=threads, repetitions=10).items():
                         key = f"{name}, threads: {threads}"
                         best[key] = min(best.get(key, values[0]), *values)
                 if sweep < 2:

@@ -6,37 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_hadacore.bench.models import BY_ORDERS, MODELS
+
 DTYPES = tuple(np.dtype(t) for t in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 HALVES = DTYPES[:2]
 COMPLEX = (np.dtype(np.complex64), np.dtype(np.complex128))
 LENGTHS = (*(2**k for k in range(18)), 2**20)
-# Dimensions of language and vision models (hidden, dense and expert layers, heads) by the orders that they contain.
-MODEL_DIMENSIONS_BY_ORDERS = {
-    (): (64, 128, 256, 1024, 2048, 4096, 8192, 16384, 32768),
-    (12,): (96, 192, 768, 1536, 3072, 6144, 12288, 24576),
-    (20,): (80, 160, 640, 1280, 2560, 5120, 10240, 20480),
-    (28,): (112, 896, 3584, 7168, 14336, 28672),
-    (36,): (72, 576, 1152, 2304, 4608, 9216, 18432, 36864, 73728),
-    (44,): (88, 1408, 2816, 11264, 22528),
-    (52,): (104, 1664, 6656, 53248),
-    (60,): (120, 3840, 15360),
-    (68,): (17408,),
-    (76,): (4864, 9728),
-    (84,): (5376, 21504),
-    (100,): (1600, 25600),
-    (108,): (6912, 13824, 27648),
-    (132,): (33792,),
-    (140,): (8960, 17920),
-    (148,): (18944,),
-    (180,): (2880, 23040),
-    (284,): (4544,),
-    (344,): (5504, 11008, 22016),
-    (12, 52): (9984, 19968),
-    (36, 76): (10944,),
-    (44, 84): (29568,),
-}
-MODEL_DIMENSIONS = tuple(sorted(n for lengths in MODEL_DIMENSIONS_BY_ORDERS.values() for n in lengths))
-ORDERS = tuple(sorted({k for orders in MODEL_DIMENSIONS_BY_ORDERS for k in orders}))
+MODEL_DIMENSIONS = tuple(sorted(MODELS))
+ORDERS = tuple(sorted({k for orders in BY_ORDERS for k in orders}))
 # A few lengths for quick tests: with and without a power of two, one order and two, small, large and of both types.
 ORDER_LENGTHS = (12, 24, 80, 576, 768, 2880, 3584, 5504, 9984, 10944)
 # Around what one vector group holds: 128 float32 elements, or 64 of float64, with the widest instruction set.

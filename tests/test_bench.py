@@ -1,6 +1,5 @@
 """The benchmark: its choice of cases, rows and files, charts, the README's tables, and its errors."""
 
-import ctypes
 import json
 import re
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_gpu
 import jax
 import jax.numpy as jnp
 import matplotlib.image
@@ -25,16 +25,6 @@ BFLOAT16 = np.dtype(jnp.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 
 
-class Dtype:
-    """Stands for the native modules' enumeration."""
-
-    float16, bfloat16, float32, float64 = "float16", "bfloat16", "float32", "float64"
-
-
-def problem(dtype, n, rows, scale=1.0):
-    return SimpleNamespace(dtype=dtype, n=n, rows=rows, scale=scale)
-
-
 @pytest.fixture
 def cpu(monkeypatch):
     """A CPU whose native timings take no time, and what they were asked for."""
@@ -44,7 +34,7 @@ def cpu(monkeypatch):
         calls.append((problem, x == y, threads, repetitions))
         return {"transform": [0.001, 0.002, 0.009], "memcpy": [0.002, 0.001, 0.001]}
 
-    native = SimpleNamespace(Dtype=Dtype, Problem=problem, measure=measure, isa=lambda: "a fake")
+    native = SimpleNamespace(Dtype=fake_gpu.Dtype, Problem=fake_gpu.problem, measure=measure, isa=lambda: "a fake")
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(_ffi, "CPU", _ffi.NativeModule(native))
     monkeypatch.setattr(_ffi, "problem", lambda platform: "")
@@ -54,28 +44,7 @@ def cpu(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU whose memory is the host's, and what its timings were asked for."""
-    calls = []
-
-    def array(address, problem):
-        dtype = np.dtype(getattr(jnp, problem.dtype))
-        count = problem.rows * problem.n
-        buffer = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
-        return np.frombuffer(buffer, dtype).reshape(-1, problem.n)
-
-    def run(problem, x, y, workspace):
-        del workspace
-        array(y, problem)[:] = (transform(array(x, problem)) * problem.scale * problem.n**0.5).astype(
-            array(y, problem).dtype
-        )
-
-    def measure(problem, x, y, workspace, *plan):
-        calls.append((x == y, *plan))
-        run(problem, x, y, workspace)
-        *_, replays = plan
-        return {"transform": [0.004] * replays, "copy kernel": [0.003] * replays, "cudaMemcpyAsync": [0.002] * replays}
-
-    native = SimpleNamespace(Dtype=Dtype, Problem=problem, measure=measure, transform=run, toolkit=13000)
-    monkeypatch.setattr(_ffi, "CUDA", _ffi.NativeModule(native))
+    calls = fake_gpu.install(monkeypatch)
     with jax.default_device(jax.devices("cpu")[0]):
         yield calls
 
@@ -582,12 +551,12 @@ class TestPlot:
 class TestReport:
     def test_writes_between_the_markers(self, stored, tmp_path):
         readme = tmp_path / "README.md"
-        readme.write_text(f"before\n\n{bench_report.BEGIN}\nold\n{bench_report.END}\nafter\n")
+        readme.write_text(f"before\n\n{bench_report.BENCH.begin}\nold\n{bench_report.BENCH.end}\nafter\n")
         for _ in range(2):
             assert bench("report", stored, "--readme", readme) == 0
             text = readme.read_text()
-            assert text.startswith(f"before\n\n{bench_report.BEGIN}\na GPU: percent of the speed")
-            assert text.endswith(f"{bench_report.END}\nafter\n")
+            assert text.startswith(f"before\n\n{bench_report.BENCH.begin}\na GPU: percent of the speed")
+            assert text.endswith(f"{bench_report.BENCH.end}\nafter\n")
         for line in (
             "|  | elements | 128 | 4096 |",
             "| bfloat16 | 2^28 cold | 80 | 80 |",
@@ -603,9 +572,9 @@ class TestReport:
         "text",
         [
             "no markers",
-            bench_report.BEGIN,
-            f"{bench_report.END}{bench_report.BEGIN}",
-            f"{bench_report.BEGIN}{bench_report.BEGIN}{bench_report.END}",
+            bench_report.BENCH.begin,
+            f"{bench_report.BENCH.end}{bench_report.BENCH.begin}",
+            f"{bench_report.BENCH.begin}{bench_report.BENCH.begin}{bench_report.BENCH.end}",
         ],
         ids=["none", "begin only", "turned around", "twice"],
     )
@@ -617,11 +586,14 @@ class TestReport:
         assert readme.read_text() == text
 
     @pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="the source distribution has no stored results")
-    def test_the_readme_is_what_report_writes(self):
-        _, _, rest = (ROOT / "README.md").read_text().partition(f"{bench_report.BEGIN}\n")
-        block, _, _ = rest.partition(bench_report.END)
-        links = re.findall(r"Stored in \[(.*?)\]", block)
-        assert links
-        assert block == bench_report.markdown(store.load([ROOT / link for link in links]), links)
-        for image in re.findall(r"!\[.*\]\((.*)\)", block):
+    @pytest.mark.parametrize("block", bench_report.BLOCKS, ids=lambda block: block.name)
+    def test_the_readme_is_what_report_writes(self, block):
+        _, _, rest = (ROOT / "README.md").read_text().partition(f"{block.begin}\n")
+        text, end, _ = rest.partition(block.end)
+        assert end
+        links = re.findall(r"Stored in \[(.*?)\]", text)
+        stored = f"benchmarks/results/h100-{block.name}.json"
+        assert (stored in links) == (ROOT / stored).exists()
+        assert text == (block.markdown(store.load([ROOT / link for link in links]), links) if links else "")
+        for image in re.findall(r"!\[.*\]\((.*)\)", text):
             assert (ROOT / image).stat().st_size < 150_000

@@ -6,10 +6,11 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from cases import MODEL_DIMENSIONS_BY_ORDERS, ORDER_LENGTHS, ORDERS, lengths, rng
+from cases import ORDER_LENGTHS, ORDERS, lengths, rng
 from oracle import BASE_ORDERS, decompose, dense, paley, sylvester
 
 from jax_hadacore import _orders, _signs
+from jax_hadacore.bench.models import BY_ORDERS
 
 # SHA-256 of the int8 entries, row by row. Weights that a transform was folded into depend on every one of them: a
 # change here is a change of CONVENTION.
@@ -68,7 +69,7 @@ class TestDecompose:
                 assert _orders.decompose(n) == expected, n
 
     def test_model_dimensions(self):
-        for orders, dimensions in MODEL_DIMENSIONS_BY_ORDERS.items():
+        for orders, dimensions in BY_ORDERS.items():
             assert {_orders.orders(n) for n in dimensions} == {orders}
 
     def test_takes_any_integer(self):

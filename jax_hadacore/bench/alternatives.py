@@ -16,20 +16,28 @@ _DENSE = {"gpu": 1 << 43, "cpu": 1 << 35}
 _MATRIX_BYTES = 1 << 31
 _RUN = 0.02  # seconds of calls between two looks at the clock
 
+# Functions of rows, and their arguments beside the rows, by name.
+_Operations = dict[str, tuple[Callable, tuple[jax.Array, ...]]]
+
 
 def rows(platform: str, cases: Iterable[Case]) -> Generator[dict]:
     """The time of a call of each alternative, one call's result being the next one's operand."""
     for case in cases:
-        x = jax.random.normal(jax.random.key(0), (case.elements // case.n, case.n), case.dtype)
-        micros = {
-            name: _microseconds(jax.jit(function), x, *arguments)
-            for name, (function, arguments) in _operations(platform, case).items()
-        }
-        yield {**case.row(cold=case.exceeds_caches), "microseconds": micros}
+        yield {**case.row(cold=case.exceeds_caches), "microseconds": _times(case, _operations(platform, case))}
 
 
-def _operations(platform: str, case: Case) -> dict[str, tuple[Callable, tuple[jax.Array, ...]]]:
-    """Orthonormal operations on rows, with the arguments beside the rows."""
+def beside_dense(case: Case) -> dict[str, float]:
+    """Microseconds of a call of the transform and of the dense product, for a length of any factors."""
+    return _times(case, {"hadamard": (hadamard, ()), "x @ H": (jnp.matmul, (_matrix(case.n, case.dtype),))})
+
+
+def _times(case: Case, operations: _Operations) -> dict[str, float]:
+    x = jax.random.normal(jax.random.key(0), (case.elements // case.n, case.n), case.dtype)
+    return {name: _microseconds(jax.jit(function), x, *arguments) for name, (function, arguments) in operations.items()}
+
+
+def _operations(platform: str, case: Case) -> _Operations:
+    """Orthonormal operations on rows of a power of two."""
     n, dtype = case.n, case.dtype
     low = 1 << n.bit_length() // 2
 
@@ -57,14 +65,7 @@ def _operations(platform: str, case: Case) -> dict[str, tuple[Callable, tuple[ja
 
 def _matrix(n: int, dtype) -> jax.Array:
     """The orthonormal matrix, made on the device."""
-
-    @jax.jit
-    def make():
-        i, j = (jax.lax.broadcasted_iota(jnp.uint32, (n, n), axis) for axis in (0, 1))
-        odd = jax.lax.population_count(i & j) & jnp.uint32(1)
-        return jnp.where(odd == 1, -(n**-0.5), n**-0.5).astype(dtype)
-
-    return make()
+    return jax.jit(lambda: hadamard(jnp.eye(n, dtype=dtype), inplace=True))()
 
 
 def _microseconds(function: Callable, x: jax.Array, *arguments: jax.Array) -> float:

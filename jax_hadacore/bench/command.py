@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import _ffi
-from . import alternatives, device, errors, peers, program, tables
+from .._orders import decompose
+from . import alternatives, device, dims, errors, peers, program, tables
 from .environment import environment
 from .grid import DTYPES, Selection
-from .store import TABLES, Results, StoreError, load
+from .store import SWEPT, Results, StoreError, load
 
+_Plain = argparse.RawDescriptionHelpFormatter
 DRAWING = ("plot", "report")  # the commands that need matplotlib
 _WIDTH = 132  # of tables that no terminal limits
 _INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -30,6 +32,10 @@ Measures, and prints a table of:
   errors        the error in roundings, for every length and dtype
 
 Cold: buffers that together exceed the caches take turns. Warm: the same buffers every time.
+"""
+_DIMS = """\
+Measures the device time of the kernel at the lengths that models have, beside the best copy of
+the same bytes, and of a few of them a jitted call beside the dense product x @ H; prints a table.
 """
 _EPILOG = """\
 exit status:
@@ -71,8 +77,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    return _run(arguments, _work)
+
+
+def _dims(arguments: argparse.Namespace) -> int:
+    return _run(arguments, _dims_work)
+
+
+def _run(arguments: argparse.Namespace, plan: Callable[[argparse.Namespace], list[_Work]]) -> int:
+    """Measures, stores and prints what is planned."""
     results = Results(arguments.json, environment(_command(arguments)))
-    work = _work(arguments)
+    work = plan(arguments)
     status = 0
     try:
         with _progress() as progress:
@@ -86,7 +101,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         status = _INTERRUPTED
         print("jax-hadacore bench: interrupted; what was measured until then follows", file=sys.stderr)
     tables.show(_console(), results.data)
-    inexact = any(row["error"] > row["bound"] for row in results.data.get("errors", []))
+    inexact = any(row["error"] > row["bound"] for name in ("errors", "dims") for row in results.data.get(name, []))
     return status or int(inexact)
 
 
@@ -118,23 +133,39 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> list[_Work]:
-    """What is to be measured, in the order of TABLES."""
-    platform = jax.default_backend()
-    if platform not in {"gpu", "cpu"}:
-        raise UnmeasurableError(f"measures on an NVIDIA GPU or the CPU; JAX's default backend is {platform}")
+    """What a sweep is to measure, in the order of SWEPT."""
+    platform = _platform()
     names = arguments.tables or ["device", "alternatives", "program", *(["peers"] if _peers_run(platform) else [])]
     selection = Selection(platform, arguments.full, arguments.dtype, arguments.n, arguments.elements)
-    work = [_table(name, selection, inplace=arguments.inplace) for name in TABLES if name in names]
+    work = [_table(name, selection, inplace=arguments.inplace) for name in SWEPT if name in names]
     if not any(table.count for table in work):
         raise UnmeasurableError("nothing to measure: expected --n of at most --elements in one case or more")
     return work
 
 
+def _dims_work(arguments: argparse.Namespace) -> list[_Work]:
+    platform = _platform()
+    _require_kernel("dims", platform)
+    cases = dims.cases(platform, arguments.lengths)
+    return [_Work("dims", len(cases), dims.rows(platform, cases, arguments.lengths))]
+
+
+def _platform() -> str:
+    platform = jax.default_backend()
+    if platform not in {"gpu", "cpu"}:
+        raise UnmeasurableError(f"measures on an NVIDIA GPU or the CPU; JAX's default backend is {platform}")
+    return platform
+
+
+def _require_kernel(table: str, platform: str, advice: str = "") -> None:
+    if problem := _ffi.problem("cuda" if platform == "gpu" else "cpu"):
+        raise UnmeasurableError(f"the {table} table needs the native kernel: {problem}{advice}")
+
+
 def _table(name: str, selection: Selection, *, inplace: bool) -> _Work:
     platform = selection.platform
     if name == "device":
-        if problem := _ffi.problem("cuda" if platform == "gpu" else "cpu"):
-            raise UnmeasurableError(f"the device table needs the native kernel: {problem}; --tables names others")
+        _require_kernel("device", platform, "; --tables names others")
         cases = selection.device()
         return _Work(name, len(cases), device.rows(platform, cases, inplace=inplace))
     if name == "peers":
@@ -179,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="jax-hadacore bench",
         description="Measures the transform, and draws what was measured. Without a command: sweep.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Plain,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sweep = commands.add_parser(
@@ -187,13 +218,13 @@ def _parser() -> argparse.ArgumentParser:
         help="measure: quickly, or with --full the grid of the HadaCore paper",
         description=_SWEEP,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Plain,
     )
     sweep.add_argument("--full", action="store_true", help="the grid of the HadaCore paper: minutes")
     sweep.add_argument(
         "--tables",
         nargs="+",
-        choices=TABLES,
+        choices=SWEPT,
         metavar="TABLE",
         help="which to measure; default: device, alternatives, program, and peers if they are installed",
     )
@@ -205,6 +236,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--inplace", action="store_true", help="device: results replace operands")
     sweep.add_argument("--json", type=Path, metavar="FILE", help="store what is measured, as it comes")
     sweep.set_defaults(run=_sweep)
+    models = commands.add_parser(
+        "dims", help="measure the dimensions of models", description=_DIMS, epilog=_EPILOG, formatter_class=_Plain
+    )
+    models.add_argument("--lengths", type=_lengths, metavar="N,N", help="measure these, such as 3072,7168, instead")
+    models.add_argument("--json", type=Path, metavar="FILE", help="store what is measured, as it comes")
+    models.set_defaults(run=_dims)
     plot = commands.add_parser("plot", help="draw charts of stored results")
     plot.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
     plot.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="for the PNG files; default: here")
@@ -214,6 +251,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--readme", type=Path, default=Path("README.md"), metavar="README.md")
     report.set_defaults(run=_report)
     return parser
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+        for n in found:
+            decompose(n)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return found
 
 
 def _length(text: str) -> int:

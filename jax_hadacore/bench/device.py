@@ -11,6 +11,8 @@ import numpy as np
 
 from .. import _ffi
 from .._measure import definition, error_in_roundings
+from .._orders import order_matrix, orders
+from .._signs import pack
 from .._transform import hadamard
 from .grid import Case, Replays
 
@@ -43,12 +45,12 @@ class _Gpu:
         """Medians in microseconds, the ratio of the best copy to the transform, and the error."""
         plan = Replays.of(case)
         buffers = [buffer.unsafe_buffer_pointer() for buffer in (self._x, self._y, self._workspace)]
-        problem = _problem(self._native, case)
-        times = self._native.measure(problem, *buffers, plan.sets, plan.launches, plan.replays)
+        asked = problem(self._native, case)
+        times = self._native.measure(asked, *buffers, plan.sets, plan.launches, plan.replays)
         if self._inplace:
             del times["cudaMemcpyAsync"]  # undefined from a buffer to itself
         before = self._last(self._x, case)
-        self._native.transform(problem, *buffers)
+        self._native.transform(asked, *buffers)
         error = error_in_roundings(self._last(self._y, case), definition(before))
         return {
             **case.row(cold=plan.cold),
@@ -76,11 +78,11 @@ class _Cpu:
 
     def row(self, case: Case) -> dict:
         """Medians in microseconds, the ratio of memcpy to the transform, and the error."""
-        problem = _problem(self._native, case)
+        asked = problem(self._native, case)
         repetitions = max(5, min(100, (1 << 27) // case.elements))
         sample = self._x[: case.checked].reshape(-1, case.n).copy()
         addresses = [buffer.ctypes.data for buffer in (self._x, self._y)]
-        times = self._native.measure(problem, *addresses, threads=1, repetitions=repetitions)
+        times = self._native.measure(asked, *addresses, threads=1, repetitions=repetitions)
         error = error_in_roundings(np.asarray(hadamard(sample)), definition(sample))
         return {
             **case.row(cold=case.exceeds_caches),
@@ -104,8 +106,18 @@ def _native(platform: str):
     return module
 
 
-def _problem(native, case: Case):
-    return native.Problem(getattr(native.Dtype, case.dtype.name), case.n, case.elements // case.n, case.n**-0.5)
+def problem(native, case: Case):
+    """What a native module is asked for: the orthonormal transform of the rows of a case."""
+    dtype, rows, factors = getattr(native.Dtype, case.dtype.name), case.elements // case.n, orders(case.n)
+    if not factors:
+        return native.Problem(dtype, case.n, rows, case.n**-0.5)
+    words = _factor_words(factors)
+    return native.Problem(dtype, case.n, rows, case.n**-0.5, orders=factors, factors=words.ctypes.data)
+
+
+@functools.cache  # which keeps them: a problem knows their address only
+def _factor_words(orders: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([pack(order_matrix(k) < 0).ravel() for k in orders])
 
 
 def _summary(times: dict[str, list[float]]) -> dict:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from .rows import by_size, groups, lengths, sizes, with_speedup
+from .rows import by_orders, by_size, groups, lengths, sizes, with_speedup
 from .store import StoreError
 
 _MARKERS = "os^Dv<>pPX*hd"  # a line is told by its marker where colours are not
@@ -61,6 +61,30 @@ def roof(environment: dict, dtype: str, rows: Sequence[dict], *, inplace: bool =
     return figure
 
 
+def dims(environment: dict, dtype: str, rows: Sequence[dict]) -> Figure:
+    """Percent of the speed of the best copy at the dimensions of models, a bar for each, side by side by orders."""
+    parts = list(by_orders(rows))
+    figure = Figure(figsize=(0.16 * (len(rows) + len(parts)) + 2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    start, places, names = 0, [], []
+    for index, (order, some) in enumerate(parts):
+        at = range(start, start + len(some))
+        axes.bar(at, [100 * row["ratio"] for row in some], color=("tab:blue", "tab:cyan")[index % 2])
+        middle = (at[0] + at[-1]) / 2
+        axes.annotate(order, (middle, 1), xycoords=("data", "axes fraction"), rotation=90, ha="center", va="bottom")
+        places += at
+        names += [row["n"] for row in some]
+        start += len(some) + 1
+    axes.axhline(100, color="black", lw=0.8, ls=":")
+    axes.set_ylim(0, max(105, 102 * max(row["ratio"] for row in rows)))
+    axes.set_xlim(-1, start - 1)
+    axes.set_xticks(places, names, rotation=90, size=7)
+    axes.set_ylabel("percent of the speed of the best copy")
+    axes.set_xlabel("n, the length of a transform; above, the orders of its factors")
+    _entitle(figure, environment, f"{dtype}: the transform at dimensions of models beside a copy of its bytes")
+    return figure
+
+
 def _figures(data: dict) -> Iterator[tuple[str, Figure]]:
     environment = data["environment"]
     for dtype, inplace, rows in groups(data["device"], "dtype", "inplace"):
@@ -82,6 +106,8 @@ def _figures(data: dict) -> Iterator[tuple[str, Figure]]:
         order = list(dict.fromkeys(label for label, _ in cells))
         title = f"{dtype}: speed-up over XLA's alternatives"
         yield f"alternatives-{dtype}", _speedups(environment, title, order, cells)
+    for dtype, rows in groups(data["dims"], "dtype"):
+        yield f"dims-{dtype}", dims(environment, dtype, rows)
 
 
 def _roof_panel(panel: Axes, caches: str, rows: Sequence[dict]) -> None:

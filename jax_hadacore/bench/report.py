@@ -1,67 +1,113 @@
-"""The README's tables and chart, written from stored results between two markers."""
+"""The README's tables and charts, written from stored results between markers."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import plot
 from .grid import ATTENTION
-from .rows import by_size, copy_time, groups, lengths, power, sizes
-from .store import StoreError, load
+from .models import MODELS
+from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes
+from .store import SWEPT, StoreError, load
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _IMAGES = Path("docs", "images")
 _DTYPES = ("bfloat16", "float32")
 _ELEMENTS = (1 << 28, 1 << 25)
 _LENGTHS = [1 << bits for bits in range(7, 17)]
 
 
+@dataclass(frozen=True)
+class Chart:
+    """An image in the README: what it says where it cannot be shown, and its path from there."""
+
+    text: str
+    path: Path
+    figure: plot.Figure
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two markers of the README: of each file that has one of the tables, its parts.
+
+    The chart of the first file stands after its first part.
+    """
+
+    name: str
+    tables: Sequence[str]
+    parts: Sequence[Callable[[dict], Iterator[str]]]
+    chart: Callable[[dict], Chart | None]
+
+    @property
+    def begin(self) -> str:
+        """The marker before it."""
+        return f"<!-- {self.name}:begin -->"
+
+    @property
+    def end(self) -> str:
+        """The marker behind it."""
+        return f"<!-- {self.name}:end -->"
+
+    def markdown(self, results: Sequence[dict], links: Sequence[str]) -> str:
+        """The text between the markers."""
+        texts = []
+        for index, (data, link) in enumerate(zip(results, links, strict=True)):
+            first, *others = self.parts
+            texts += first(data)
+            if index == 0 and (chart := self.chart(data)):
+                texts.append(f"![{chart.text}]({chart.path.as_posix()})")
+            for part in others:
+                texts += part(data)
+            command, versions = data["environment"]["command"], plot.versions(data["environment"])
+            texts.append(f"Stored in [{link}]({link}), measured by `{command}` ({versions}).")
+        return "\n\n".join(texts) + "\n"
+
+    def replaced(self, text: str, markdown: str) -> str:
+        """A README's text with another one between the markers.
+
+        Raises:
+            ValueError: the text has not each marker once, in order.
+        """
+        before, begin, rest = text.partition(self.begin)
+        _, end, after = rest.partition(self.end)
+        if not begin or not end or self.begin in rest or self.end in after:
+            raise ValueError("found none, or several")
+        return f"{before}{begin}\n{markdown}{end}{after}"
+
+
 def write(files: Sequence[Path], readme: Path) -> list[Path]:
-    """Rewrites the README between the markers, draws its chart, and returns the paths of both.
+    """Rewrites the blocks of the README that the files have tables for, draws their charts, and returns all paths.
 
     Raises:
         StoreError: a file cannot be used.
     """
     results = load(files)
-    try:
-        before, after = _around_markers(readme.read_text())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{readme}: expected a file with one {BEGIN} and, behind it, one {END}: {error}") from error
-    image = readme.parent / _image(results[0])
-    image.parent.mkdir(parents=True, exist_ok=True)
-    written = [readme]
-    if figure := _chart(results[0]):
-        plot.save(figure, image)
-        written.append(image)
     links = [Path(os.path.relpath(file, readme.parent)).as_posix() for file in files]
-    readme.write_text(f"{before}{BEGIN}\n{markdown(results, links)}{END}{after}")
+    charts = []
+    try:
+        text = readme.read_text()
+    except OSError as error:
+        raise StoreError(f"{readme}: {error.strerror}") from error
+    for block in BLOCKS:
+        of_files = [index for index, data in enumerate(results) if any(data[table] for table in block.tables)]
+        if not of_files:
+            continue
+        some = [results[index] for index in of_files]
+        try:
+            text = block.replaced(text, block.markdown(some, [links[index] for index in of_files]))
+        except ValueError as error:
+            raise StoreError(
+                f"{readme}: expected a file with one {block.begin} and, behind it, one {block.end}: {error}"
+            ) from error
+        charts.append(block.chart(some[0]))
+    written = [readme]
+    for chart in filter(None, charts):
+        image = readme.parent / chart.path
+        image.parent.mkdir(parents=True, exist_ok=True)
+        plot.save(chart.figure, image)
+        written.append(image)
+    readme.write_text(text)
     return written
-
-
-def markdown(results: Sequence[dict], links: Sequence[str]) -> str:
-    """What stands between the markers: each file's tables, and the chart of the first."""
-    parts = []
-    for index, (data, link) in enumerate(zip(results, links, strict=True)):
-        parts += _device(data)
-        if index == 0 and data["device"]:
-            parts.append(f"![Percent of the copy's speed against n]({_image(data).as_posix()})")
-        parts += _attention(data)
-        parts += _alternatives(data)
-        command, versions = data["environment"]["command"], plot.versions(data["environment"])
-        parts.append(f"Stored in [{link}]({link}), measured by `{command}` ({versions}).")
-    return "\n\n".join(parts) + "\n"
-
-
-def _around_markers(text: str) -> tuple[str, str]:
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError("found none, or several")
-    return before, after
-
-
-def _image(data: dict) -> Path:
-    return _IMAGES / plot.file_name(data["environment"], f"roof-{_charted(data)}")
 
 
 def _charted(data: dict) -> str:
@@ -69,9 +115,12 @@ def _charted(data: dict) -> str:
     return next((dtype for dtype, _ in groups(_shown(data["device"]), "dtype")), _DTYPES[0])
 
 
-def _chart(data: dict):
+def _roof(data: dict) -> Chart | None:
     rows = [row for row in _out_of_place(data["device"]) if row["dtype"] == _charted(data)]
-    return plot.roof(data["environment"], _charted(data), rows) if rows else None
+    if not rows:
+        return None
+    path = _IMAGES / plot.file_name(data["environment"], f"roof-{_charted(data)}")
+    return Chart("Percent of the copy's speed against n", path, plot.roof(data["environment"], _charted(data), rows))
 
 
 def _device(data: dict) -> Iterator[str]:
@@ -127,6 +176,40 @@ def _alternatives(data: dict) -> Iterator[str]:
     )
 
 
+def _dims(data: dict) -> Iterator[str]:
+    dtypes = [dtype for dtype, _ in groups(data["dims"], "dtype")]
+    yield (
+        f"{data['environment']['device']}, dimensions of models, by the orders of their factors: percent of the speed "
+        "of the best copy of the same bytes."
+    )
+    lines = []
+    for order, rows in by_orders(data["dims"]):
+        cells = [_span(f"{100 * row['ratio']:.0f}" for row in rows if row["dtype"] == dtype) for dtype in dtypes]
+        models = dict.fromkeys(model for n in lengths(rows) for model in MODELS.get(n, ()))
+        lines.append([order, _span(map(str, lengths(rows))), *cells, ", ".join(models)])
+    yield _table(["order", "n", *dtypes, "models"], lines)
+
+
+def _dense(data: dict) -> Iterator[str]:
+    for dtype, rows in groups((row for row in data["dims"] if "calls" in row), "dtype"):
+        yield f"A jitted dense product `x @ H`, {dtype}: its time, times that of `hadamard`, by n."
+        yield _table(["", *(str(row["n"]) for row in rows)], [["x @ H", *(f"{dense_times(row):.1f}" for row in rows)]])
+
+
+def _dims_bars(data: dict) -> Chart | None:
+    dtype, rows = next(groups(data["dims"], "dtype"))
+    path = _IMAGES / plot.file_name(data["environment"], f"dims-{dtype}")
+    return Chart(
+        "Percent of the copy's speed at dimensions of models", path, plot.dims(data["environment"], dtype, rows)
+    )
+
+
+def _span(values: Iterable[str]) -> str:
+    """The least and the largest of numbers."""
+    ordered = sorted(set(values), key=int)
+    return " to ".join(dict.fromkeys((ordered[0], ordered[-1]))) if ordered else ""
+
+
 def _out_of_place(rows: Sequence[dict]) -> list[dict]:
     return [row for row in rows if not row["inplace"]]
 
@@ -140,3 +223,8 @@ def _shown(rows: Sequence[dict]) -> list[dict]:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+BENCH = Block("bench", SWEPT, (_device, _attention, _alternatives), _roof)
+DIMS = Block("dims", ("dims",), (_dims, _dense), _dims_bars)
+BLOCKS = (BENCH, DIMS)

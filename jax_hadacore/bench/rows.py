@@ -1,6 +1,9 @@
 """What tables, charts and the report ask of stored rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+
+from .._orders import orders
 
 
 def groups(rows: Iterable[dict], *keys: str) -> Iterator[tuple]:
@@ -26,9 +29,21 @@ def by_size(rows: Iterable[dict], cell: Callable) -> dict:
     return {((row["elements"], row["caches"]), row["n"]): cell(row) for row in rows}
 
 
+def by_orders(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
+    """The rows of the lengths that contain the same orders, by n, with the name of these; single orders first."""
+    ordered = sorted(rows, key=lambda row: (len(orders(row["n"])), orders(row["n"]), row["n"]))
+    for found, some in groupby(ordered, key=lambda row: orders(row["n"])):
+        yield " * ".join(map(str, found)) or "2^m", list(some)
+
+
 def copy_time(row: dict) -> float:
     """Microseconds of the best copy in a device row."""
     return min(value for name, value in row["microseconds"].items() if name != "transform")
+
+
+def dense_times(row: dict) -> float:
+    """How many times as long as the transform a dense product takes, in a row of dims that has both."""
+    return row["calls"]["x @ H"] / row["calls"]["hadamard"]
 
 
 def with_speedup(peers: Sequence[dict], device: Sequence[dict]) -> list[dict]:

@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+SWEPT = ("device", "alternatives", "program", "peers", "errors")  # the tables of a sweep
 # The lists of rows in a file, beside the environment that they were measured in.
-TABLES = ("device", "alternatives", "program", "peers", "errors")
+TABLES = (*SWEPT, "dims")
 
 
 class StoreError(Exception):

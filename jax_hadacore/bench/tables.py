@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .grid import ATTENTION
-from .rows import by_size, copy_time, groups, lengths, power, sizes, with_speedup
+from .models import MODELS
+from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes, with_speedup
 
 
 def show(console: Console, data: dict) -> None:
@@ -34,6 +35,7 @@ def _parts(data: dict) -> Iterator[str | Table]:
     if copies := data.get("copies"):
         yield f"Copies in the HLO of a loop: {', '.join(f'{name} {count}' for name, count in copies.items())}\n"
     yield from _errors(data.get("errors", []))
+    yield from _dims(data.get("dims", []))
 
 
 def _device(rows: Sequence[dict]) -> Iterator[str | Table]:
@@ -100,6 +102,26 @@ def _errors(rows: Sequence[dict]) -> Iterator[str | Table]:
         for n in lengths(rows):
             found = {row["dtype"]: row for row in rows if row["n"] == n}
             table.add_row(str(n), *(_error(found[dtype]) if dtype in found else "" for dtype in dtypes))
+        yield table
+
+
+def _dims(rows: Sequence[dict]) -> Iterator[str | Table]:
+    for dtype, some in groups(rows, "dtype"):
+        yield f"{dtype}, dimensions of models: percent of the speed of the best copy; a call of x @ H, times hadamard's"
+        table = _table("order", "n", "elements", "", "of the copy", "microseconds", "error", "x @ H", "models")
+        for order, group in by_orders(some):
+            for row in group:
+                table.add_row(
+                    order,
+                    str(row["n"]),
+                    f"{row['elements']:,}",
+                    row["caches"],
+                    f"{100 * row['ratio']:.0f} %",
+                    _micros(row["microseconds"]["transform"]),
+                    _error(row),
+                    f"{dense_times(row):.1f}x" if "calls" in row else "",
+                    ", ".join(MODELS.get(row["n"], ())),
+                )
         yield table
 
 

@@ -9,7 +9,7 @@
 
 namespace jax_hadacore::cuda {
 
-constexpr int kFloatThreads = 256;
+constexpr int kFloatThreads = 512;  // at most
 
 // Where a row's sign is kept in a float.
 __device__ __forceinline__ float Signed(float v, const uint32_t* signs, int at) {
@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
   extern __shared__ float4 shared_memory[];
   float* const staged = reinterpret_cast<float*>(shared_memory);
 
-  const int thread = static_cast<int>(threadIdx.x), n = static_cast<int>(work.n), order = work.order;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x),
+            n = static_cast<int>(work.n), order = work.order;
   const int64_t first = blockIdx.x * work.per_block;
   const int rows = static_cast<int>(min(work.per_block, work.count - first)), elements = rows * n;
   const float* const x = static_cast<const float*>(work.x) + first * n;
@@ -53,12 +54,12 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
   WaitForPreviousLaunch();
   const int whole = work.aligned ? elements / 4 * 4 : 0;
 #pragma unroll 4
-  for (int i = 4 * thread; i < whole; i += 4 * kFloatThreads) StartCopy<0>(staged + i, x + i);
-  for (int i = whole + thread; i < elements; i += kFloatThreads) staged[i] = x[i];
+  for (int i = 4 * thread; i < whole; i += 4 * threads) StartCopy<0>(staged + i, x + i);
+  for (int i = whole + thread; i < elements; i += threads) staged[i] = x[i];
   FinishCopies();
   __syncthreads();
 
-  for (int i = thread; i < rows << kBits; i += kFloatThreads) {
+  for (int i = thread; i < rows << kBits; i += threads) {
     float* const column = staged + (i >> kBits) * n + (i & (kPower - 1));
     if (signs && !work.signs_last)
       for (int a = 0; a < order; ++a)
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
   __syncthreads();
 
   const typename Fragment<float>::Matrices<kBits> none;
-  for (int at = thread / 32 * kElements; at < elements; at += kFloatThreads / 32 * kElements) {
+  for (int at = thread / 32 * kElements; at < elements; at += threads / 32 * kElements) {
     float v[kFragments][kSlots];
     const bool inside = at + kElements <= elements;
 #pragma unroll

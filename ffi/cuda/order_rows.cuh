@@ -14,6 +14,16 @@ constexpr int kGroup = 8;
 constexpr int GroupsOfTask(int columns) { return columns == 32 ? 32 : 16; }
 constexpr int OrderWarps(int columns) { return columns == 32 ? 6 : 8; }  // in a block, at most
 
+// How many such blocks are to have registers on a multiprocessor. With 32 columns ptxas takes a few more on sm_100.
+constexpr int OrderBlocks(int columns) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1000
+  return columns == 32 ? 1 : 2;
+#else
+  static_cast<void>(columns);
+  return 2;
+#endif
+}
+
 // A group's place in shared memory: of its index's low three bits those that count columns are changed by higher ones,
 // so that eight groups with the same j and consecutive a's are in different banks.
 template <int kColumnBits>
@@ -106,7 +116,7 @@ __device__ __forceinline__ void Store(const GroupSums<kGroups>& sums, const Rows
 }
 
 template <typename T, int kColumnBits, int kWords>
-__global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), 2)
+__global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), OrderBlocks(1 << kColumnBits))
     OrderRows(const __grid_constant__ WorkAndWords<kWords> given) {
   constexpr int kColumns = 1 << kColumnBits, kGroups = GroupsOfTask(kColumns), kRowsOfTask = kGroups / kColumns;
   constexpr int kBytes = sizeof(uint16_t);

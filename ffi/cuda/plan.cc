@@ -321,6 +321,7 @@ Launch OnFloats(const Problem& p, const Buffers& b, const Gpu& gpu) {
   work.scale_rest = RestOfScale(p.scale);
   launch.blocks = DivideUp(p.rows, work.per_block);
   launch.kernel.shared_bytes = static_cast<int>(4 * p.n * work.per_block);
+  if (launch.kernel.shared_bytes <= 2 * kBlock) launch.kernel.threads /= 2;  // several blocks have room
   std::vector<float> entries(static_cast<size_t>(factor.order * kMostFloatOrder));
   for (int64_t row = 0; row < factor.order; ++row)
     for (int64_t column = 0; column < factor.order; ++column)

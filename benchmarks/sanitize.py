@@ -7,29 +7,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_hadacore import _cuda
+from jax_hadacore import _cuda, decompose
+from jax_hadacore._orders import order_matrix
+from jax_hadacore._signs import pack
 
 BUFFER = 3 << 16  # elements
+POWERS = tuple(1 << bits for bits in range(17))
+# Every layout that the kernels of orders tell apart, and what is left to sums of a factor.
+ORDERS = (12, 24, 80, 96, 2880, 896, 768, 1536, 3072, 18432, 28672, 53248, 10944, 29568, 19968, 688, 1048, 24576)
 
 
 def main() -> None:
-    """Transforms aligned and unaligned rows of every type and length, tails included."""
+    """Transforms aligned and unaligned rows of every type and length, tails included, with and without signs."""
     jax.config.update("jax_enable_x64", True)
-    workspace = jnp.zeros(BUFFER, jnp.float32)
+    workspace = jnp.zeros(BUFFER, jnp.float64)
+    generator = np.random.default_rng(0)
     for dtype in map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)):
-        x = jnp.asarray(np.random.default_rng(0).standard_normal(BUFFER).astype(dtype))
+        x = jnp.asarray(generator.standard_normal(BUFFER).astype(dtype))
         y = jnp.zeros_like(x)
         jax.block_until_ready((x, y, workspace))
-        for n in (1 << bits for bits in range(17)):
+        for n in (*POWERS, *ORDERS):
+            *orders, _ = decompose(n)
+            factors = np.concatenate([pack(order_matrix(k) < 0).ravel() for k in orders] or [np.zeros(1, np.uint32)])
+            signs = pack(generator.random(n) < 0.5)
             for rows in sorted({1, 3, max(1, 5000 // n)}):
-                problem = _cuda.Problem(getattr(_cuda.Dtype, dtype.name), n, rows)
-                for offset in (0, dtype.itemsize) if rows * n < BUFFER else (0,):
-                    _cuda.transform(
-                        problem,
-                        x.unsafe_buffer_pointer() + offset,
-                        y.unsafe_buffer_pointer() + offset,
-                        workspace.unsafe_buffer_pointer(),
+                for with_signs in (False, True):
+                    problem = _cuda.Problem(
+                        getattr(_cuda.Dtype, dtype.name),
+                        n,
+                        rows,
+                        orders=orders,
+                        factors=factors.ctypes.data,
+                        signs=signs.ctypes.data if with_signs else 0,
+                        signs_last=rows == 3,
                     )
+                    for offset in (0, dtype.itemsize) if rows * n < BUFFER else (0,):
+                        _cuda.transform(
+                            problem,
+                            x.unsafe_buffer_pointer() + offset,
+                            y.unsafe_buffer_pointer() + offset,
+                            workspace.unsafe_buffer_pointer(),
+                        )
     print("done")
 
 

@@ -40,10 +40,12 @@ ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::RemainingArgs mo
 
   void* workspace = nullptr;
   if (NeedsWorkspace(*problem)) {
+    const bool doubles = problem->dtype == Dtype::kF64;
     auto buffer = more.get<ffi::AnyBuffer>(0);
-    if (buffer.has_error() || (*buffer)->element_type() != ffi::F32 || (*buffer)->element_count() != x.element_count())
-      return ffi::Error::InvalidArgument("jax_hadacore: 16-bit rows of " + std::to_string(problem->n) +
-                                         " elements need a float32 workspace of the operand's shape");
+    if (buffer.has_error() || (*buffer)->element_type() != (doubles ? ffi::F64 : ffi::F32) ||
+        (*buffer)->element_count() != x.element_count())
+      return ffi::Error::InvalidArgument("jax_hadacore: rows of " + std::to_string(problem->n) + " elements need a " +
+                                         (doubles ? "float64" : "float32") + " workspace of the operand's shape");
     workspace = (*buffer)->untyped_data();
   }
   const Buffers buffers = {x.untyped_data(), y->untyped_data(), workspace};

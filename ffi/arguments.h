@@ -79,7 +79,8 @@ class ProblemReader {
     Span<double> values;
     if (!Attribute("orders", orders) || !Attribute("factors", signs) || !Attribute("matrix", values)) return false;
     constexpr size_t kFactors = sizeof problem.factors / sizeof *problem.factors;
-    if (orders.size() > (values.size() ? 1 : kFactors)) return Fail("there are too many orders");
+    if (orders.size() > (values.size() ? 1 : kFactors))
+      return Fail("there may be two orders, or one with a matrix, got " + std::to_string(orders.size()));
     size_t used = 0;
     int64_t power = problem.n;
     for (const int64_t order : orders) {
@@ -88,17 +89,20 @@ class ProblemReader {
       factor = {order, nullptr, nullptr};
       const size_t size = static_cast<size_t>(order * (values.size() ? order : SignWords(order)));
       if (used + size > (values.size() ? values.size() : signs.size()))
-        return Fail("the entries of the factors are missing");
+        return Fail("the entries of an order " + std::to_string(order) + " are missing: there are " +
+                    std::to_string(values.size() ? values.size() : signs.size()) + " in all");
       if (values.size()) {
         factor.values = values.begin();
       } else {
         factor.signs = signs.begin() + used;
       }
       used += size;
-      if (power % order) return Fail("the orders must divide n = " + std::to_string(problem.n));
+      if (power % order)
+        return Fail("the order " + std::to_string(order) +
+                    " must divide what others leave of n = " + std::to_string(problem.n));
       power /= order;
     }
-    if (problem.rows > 0 && ((power & (power - 1)) || power > kMaxLength))
+    if (problem.rows > 0 && ((power & (power - 1)) || problem.n > kMaxLength))
       return Fail("n = " + std::to_string(problem.n) + " must be the orders times a power of two up to 2^24");
     return true;
   }
@@ -106,12 +110,15 @@ class ProblemReader {
   bool ReadSigns(Problem& problem) {
     Span<uint32_t> signs;
     if (!Attribute("signs", signs) || !Attribute("signs_last", problem.signs_last)) return false;
-    if (more_.size() > 1) return Fail("there are too many operands");
+    if (more_.size() > 1) return Fail("there may be one operand besides x, got " + std::to_string(more_.size()));
     size_t words = signs.size();
     if (words) problem.signs = signs.begin();
     if (more_.size() == 1) {
       const auto operand = more_.get<xla::ffi::AnyBuffer>(0);
-      if (operand.has_error() || operand->element_type() != xla::ffi::U32) return Fail("signs must be of type u32");
+      if (operand.has_error() || operand->element_type() != xla::ffi::U32)
+        return Fail("signs must be of type u32, got " +
+                    (operand.has_error() ? "no array"
+                                         : "XLA type " + std::to_string(static_cast<int>(operand->element_type()))));
       words = operand->element_count();
       problem.signs = static_cast<const uint32_t*>(operand->untyped_data());
       problem.signs_on_device = true;

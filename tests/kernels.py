@@ -21,7 +21,6 @@ UNDEFINED = "alignment,bounds,shift,signed-integer-overflow,integer-divide-by-ze
 KERNEL_FLAGS = ["-fno-exceptions", "-fsanitize=thread", f"-fsanitize={UNDEFINED}", "-include", EMULATION / "device.h"]
 
 FLOAT32 = np.dtype(np.float32)
-ONE_PASS = 32768  # longer rows of 16-bit types need a workspace
 MANY_PROCESSORS = 10**6  # any problem is a small one
 LEAST_SHARED, MOST_SHARED = 99 * 1024, 227 * 1024  # that a block may have on sm_86, 89 and 120, and on sm_90 and 100
 REDZONE = 4096

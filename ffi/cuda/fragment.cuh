@@ -59,6 +59,15 @@ struct Element<double> {
   static __device__ __forceinline__ double Round(double v) { return v; }
 };
 
+// Two sums as two bfloat16 each, hi + lo, which keep 16 of their bits: operands of a further product.
+struct HiLo {
+  uint32_t hi, lo;
+  __device__ __forceinline__ HiLo(float a, float b) {
+    hi = Pack<BF16>(a, b);
+    lo = Pack<BF16>(a - __uint_as_float(hi << 16), b - __uint_as_float(hi & 0xffff0000u));
+  }
+};
+
 // Unnormalised butterflies among a lane's slots, of strides kFirst, 2 kFirst, ... kSpan / 2.
 template <int kSpan, int kFirst>
 __device__ __forceinline__ void SlotButterflies(float (&v)[kSlots]) {
@@ -260,9 +269,9 @@ struct Fragment16 {
       uint32_t hi[2], lo[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float a = first[r][2 * index], b = first[r][2 * index + 1];
-        hi[r] = Pack<BF16>(a, b);
-        lo[r] = Pack<BF16>(a - __uint_as_float(hi[r] << 16), b - __uint_as_float(hi[r] & 0xffff0000u));
+        const HiLo sums(first[r][2 * index], first[r][2 * index + 1]);
+        hi[r] = sums.hi;
+        lo[r] = sums.lo;
       }
       float second[4];
       matrices.step2.MultiplyAdd(second, lo[0], lo[1]);
@@ -386,11 +395,11 @@ __device__ __forceinline__ void LoadVector(float (&v)[kWidth], const float* from
   }
 }
 
-// Unnormalised butterflies over the first index.
-template <int kCount, int kWidth>
+// Unnormalised butterflies over the first index, of strides kFirst, 2 kFirst, ... kSpan / 2; 0: all up to the end.
+template <int kFirst = 1, int kSpan = 0, int kCount, int kWidth>
 __device__ __forceinline__ void Butterflies(float (&v)[kCount][kWidth]) {
 #pragma unroll
-  for (int h = 1; h < kCount; h *= 2)
+  for (int h = kFirst; h < (kSpan ? kSpan : kCount); h *= 2)
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
       if (!(i & h))

@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(32 * Shape::kWarps, 2)
   extern __shared__ float4 shared_memory[];
   uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
   const Rows rows(work);
-  const uint32_t* const signs = SignsOf(work, words);
+  const uint32_t* const signs = SignsOf(work, given.words);
   WaitForPreviousLaunch();
   StageRows(staged, rows, work, signs, [](int element) { return element; });
 

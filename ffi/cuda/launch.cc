@@ -75,8 +75,9 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
     // The words follow the work, as in WorkAndWords.
     alignas(Work) char argument[sizeof(WorkAndWords<kManyWords>)];
     std::memcpy(argument, &launch.work, sizeof launch.work);
-    std::memcpy(argument + offsetof(WorkAndWords<kManyWords>, words), launch.words.data(),
-                launch.words.size() * sizeof(uint32_t));
+    if (!launch.words.empty())
+      std::memcpy(argument + offsetof(WorkAndWords<kManyWords>, words), launch.words.data(),
+                  launch.words.size() * sizeof(uint32_t));
     void* arguments[] = {argument};
     if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel.function, arguments)) return error;
   }

@@ -11,7 +11,7 @@ namespace jax_hadacore::cuda {
 
 constexpr int kFloatThreads = 512;  // at most
 
-// Where a row's sign is kept in a float.
+// v with the sign of its place in the row.
 __device__ __forceinline__ float Signed(float v, const uint32_t* signs, int at) {
   return __uint_as_float(__float_as_uint(v) ^ SignBit(signs, at) << 31);
 }
@@ -38,9 +38,7 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
     OrderFloats(const __grid_constant__ WorkAndWords<kManyWords> given) {
   constexpr int kPower = 1 << kBits, kFragments = Max(kPower / kFragment, 1), kElements = kFragments * kFragment;
   const Work& work = given.work;
-  const uint32_t* signs = nullptr;
-  if (work.words_before_signs >= 0)
-    signs = work.device_signs ? work.device_signs : Generic(given.words) + work.words_before_signs;
+  const uint32_t* const signs = SignsOf(work, given.words);
   extern __shared__ float4 shared_memory[];
   float* const staged = reinterpret_cast<float*>(shared_memory);
 

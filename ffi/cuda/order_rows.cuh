@@ -75,22 +75,6 @@ struct GroupSums {
       }
     }
   }
-
-  // The columns' other bits.
-  template <int kColumns>
-  __device__ __forceinline__ void TransformColumns() {
-#pragma unroll
-    for (int h = 2; h < kColumns; h *= 2)
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group)
-        if (!(group & h))
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            const float a = of[group][c], b = of[group + h][c];
-            of[group][c] = a + b;
-            of[group + h][c] = a - b;
-          }
-  }
 };
 
 // Stores a task's results. kPlain: the rows are aligned, and there are no signs.
@@ -126,7 +110,7 @@ __global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), OrderBlocks
   uint16_t* const staged = reinterpret_cast<uint16_t*>(shared_memory);
 
   const Rows rows(work);
-  const uint32_t* const signs = SignsOf(work, words);
+  const uint32_t* const signs = SignsOf(work, given.words);
   const GroupPlace<kColumnBits> place;
   // Behind the rows are the elements of a's beyond the matrix, for the groups of all columns.
   uint4* const behind = reinterpret_cast<uint4*>(staged + work.per_block * rows.n);
@@ -175,7 +159,7 @@ __global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), OrderBlocks
     } while ((a += 16) < order);
 
     sums.TransformGroups();
-    sums.template TransformColumns<kColumns>();
+    Butterflies<2, kColumns>(sums.of);  // the columns' other bits
 
     if (work.aligned && !(signs && work.signs_last)) {
       Store<T, kColumns>(sums, rows, work, first_a, first_row, nullptr);

@@ -21,12 +21,6 @@ struct Rows {
   }
 };
 
-// The signs of a row's elements, or null.
-__device__ __forceinline__ const uint32_t* SignsOf(const Work& work, const uint32_t* words) {
-  if (work.words_before_signs < 0) return nullptr;
-  return work.device_signs ? work.device_signs : words + work.words_before_signs;
-}
-
 // Brings the rows to shared memory, element i to place(i), which keeps 8 aligned ones together; with their signs, where
 // there are some that come first. Every thread signs what it has brought itself.
 template <typename Place>
@@ -114,15 +108,6 @@ class SignsOfRows {
   const uint32_t* next_;
   int below_;
   uint32_t coming_[2], upper_, lower_;
-};
-
-// Two pairs of sums as two bfloat16 each, hi + lo, which keep 16 of their bits: operands of a further product.
-struct HiLo {
-  uint32_t hi, lo;
-  __device__ __forceinline__ HiLo(float a, float b) {
-    hi = Pack<BF16>(a, b);
-    lo = Pack<BF16>(a - __uint_as_float(hi << 16), b - __uint_as_float(hi & 0xffff0000u));
-  }
 };
 
 }  // namespace jax_hadacore::cuda

@@ -198,7 +198,7 @@ std::optional<OrderLayout> FindOrderLayout(const Problem& p) {
   return OrderLayout{&last, &slow, power / width, width, static_cast<int>(slow.order)};
 }
 
-// The words of the second step's matrix, as many to a row of it as ColumnMatrix has.
+// The words of the second step's matrix, as many to a row of it as GroupShape says (kWordsOfColumn).
 int64_t SecondStepSize(const OrderLayout& layout) {
   return layout.second ? MostColumns(layout.width) * SignWords(MostColumns(layout.width)) : 0;
 }

@@ -5,8 +5,15 @@
 
 #include "../problem.h"
 #include "fragment.cuh"
+#include "work.h"
 
 namespace jax_hadacore::cuda {
+
+// The signs of a row's elements, or null.
+__device__ __forceinline__ const uint32_t* SignsOf(const Work& work, const uint32_t* words) {
+  if (work.words_before_signs < 0) return nullptr;
+  return work.device_signs ? work.device_signs : Generic(words) + work.words_before_signs;
+}
 
 // 1 where element i is minus.
 __device__ __forceinline__ uint32_t SignBit(const uint32_t* signs, int i) {

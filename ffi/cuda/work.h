@@ -47,13 +47,14 @@ struct Kernel {
   int threads;
   int shared_bytes;
   int64_t per_block = 1;         // vectors that a block holds at once
-  int words = 0;                 // that its WorkAndWords has; 0: it takes a Work
   int blocks_per_row = 1;        // 2: two neighbouring blocks share each row
   int blocks_per_processor = 0;  // how many run at once, where one fills much of a multiprocessor
   // Of the rows that such a block may take one after the other (see Staged in long_rows.cuh):
   int most_rows = 1;
   int run_percent = 0;
   int most_turns = 0;
+  // How many its WorkAndWords has; 0: it takes a Work.
+  int words = 0;
 };
 
 }  // namespace jax_hadacore::cuda

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 #include "launch.h"
@@ -62,6 +64,18 @@ Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_
   launch.blocks = kernel.blocks_per_row * (work.runs + DivideUp(left, work.per_block));
   work.meet = kernel.blocks_per_row > 1 && x == y;
   return launch;
+}
+
+// Gives a kernel the signs of a row's elements, behind the words that it has already.
+void AddSigns(Launch& launch, const Problem& p) {
+  Work& work = launch.work;
+  work.words_before_signs = static_cast<int>(launch.words.size());
+  work.signs_last = p.signs_last;
+  if (p.signs_on_device) {
+    work.device_signs = p.signs;
+  } else {
+    launch.words.insert(launch.words.end(), p.signs, p.signs + SignWords(p.n));
+  }
 }
 
 // Two blocks that share a row can transform it in place where they can meet.
@@ -283,15 +297,7 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
       std::copy_n(layout.second->signs + row * given, given,
                   &launch.words[start + static_cast<size_t>(row * row_words)]);
   }
-  if (p.signs) {
-    work.words_before_signs = static_cast<int>(launch.words.size());
-    work.signs_last = p.signs_last;
-    if (p.signs_on_device) {
-      work.device_signs = p.signs;
-    } else {
-      launch.words.insert(launch.words.end(), p.signs, p.signs + SignWords(p.n));
-    }
-  }
+  if (p.signs) AddSigns(launch, p);
   return launch;
 }
 
@@ -327,6 +333,18 @@ void MultiplyByFactor(std::vector<Launch>& launches, const Factor& factor, const
   }
 }
 
+// A transform and its signs in one pass; none where no such kernel serves.
+template <typename T>
+std::optional<Launch> OnSignedRows(const Problem& p, const Buffers& b, const Gpu& gpu) {
+  if (!p.signs || p.factor_count > 0 || p.n > kOnePass || !Aligned(b.x, b.y)) return std::nullopt;
+  const RowsKernels kernels = FindRowsKernels<T, T>(Log2(p.n), true);
+  const bool fits = kernels.signed_rows.shared_bytes <= gpu.shared_bytes;
+  Launch launch =
+      OnRows(fits ? kernels.signed_rows : kernels.signed_rows_anywhere, b.x, b.y, p.rows, p.n, p.scale, gpu);
+  AddSigns(launch, p);
+  return launch;
+}
+
 template <typename T>
 void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, void* y) {
   constexpr int64_t kMost = 32 * kManyWords;
@@ -355,6 +373,8 @@ void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, 
 template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) return {OnOrderRows(p, *layout, b, gpu)};
+  if constexpr (!std::is_same_v<T, double>)
+    if (auto launch = OnSignedRows<T>(p, b, gpu)) return {*std::move(launch)};
   std::vector<Launch> launches;
   const void* x = b.x;
   if (p.signs && !p.signs_last) {

@@ -86,7 +86,7 @@ constexpr int BlocksToFit(int blocks) {
 #endif
 }
 
-// kAligned: x and y are aligned to 16 bytes.
+// kAligned: x and y are aligned to 16 bytes. kSigned: the rows have signs; `words` are null where they have none.
 template <typename In, typename Out, typename Shape, bool kAligned, bool kSigned>
 __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32_t* words) {
   using InStorage = typename Element<In>::Storage;
@@ -107,7 +107,8 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
   float* const exchange = reinterpret_cast<float*>(shared_memory);
   InStorage* const staged = reinterpret_cast<InStorage*>(exchange + Shape::kExchange);
 
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32;
   const unsigned block_of_row = blockIdx.x % Shape::kBlocksPerRow;  // 1: the block of the differences
   const InStorage* x = static_cast<const InStorage*>(work.x) + warp * kChunk;
   OutStorage* y = static_cast<OutStorage*>(work.y) + block_of_row * kSegment;
@@ -158,6 +159,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
           fragments[segment][i].Apply(
               Fragment<In>::template SlotSigns<Shape::kBits>(signs + (segment * kSegment + i * kFragment) / 32));
     }
+    if constexpr (kSigned) KeepOutOfRegisters(thread);
     float v[kOutputs][kPer][kSlots];
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
@@ -205,7 +207,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
 #pragma unroll
         for (int chunk = 0; chunk < kWarps; ++chunk) LoadVector<kWidth>(u[chunk], &buffer[chunk * kPart + Swizzle(at)]);
         Butterflies(u);
-        const int sum = part * kPart + at;  // among a warp's sums
+        int sum = part * kPart + at;  // among a warp's sums
         OutStorage* to = y + row * kN + sum / kChunk * kSegment + sum % kChunk;
         const auto store = [&](auto signs_of) {
 #pragma unroll
@@ -220,6 +222,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
         };
         if (kSigned && work.signs_last) {
           const uint32_t* const signs = RowSigns(work, words);
+          KeepOutOfRegisters(sum);
           const int place = sum / kChunk * kSegment + sum % kChunk;
           store([&](int chunk) { return SignsFrom<Shape::kBits>(signs + chunk * kChunk / 32, place); });
         } else {
@@ -230,6 +233,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
   }
 }
 
+// The two are apart because __grid_constant__, which words need, costs the other registers.
 template <typename In, typename Out, typename Shape, bool kAligned>
 __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor)) LongRows(const Work work) {
   TransformLongRows<In, Out, Shape, kAligned, false>(work, nullptr);

@@ -104,7 +104,7 @@ __device__ __forceinline__ bool TransformWhole(const typename Element<T>::Storag
   return true;
 }
 
-// kAligned: x and y are aligned to 16 bytes.
+// kAligned: x and y are aligned to 16 bytes. kSigned: the rows have signs; `words` are null where they have none.
 template <typename T, typename Shape, bool kAligned, bool kSigned>
 __device__ __forceinline__ void TransformShortRows(const Work& work, const uint32_t* words) {
   using Storage = typename Element<T>::Storage;
@@ -129,6 +129,7 @@ __device__ __forceinline__ void TransformShortRows(const Work& work, const uint3
   }
 }
 
+// The two are apart because __grid_constant__, which words need, costs the other registers.
 template <typename T, typename Shape, bool kAligned>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) ShortRows(const Work work) {
   TransformShortRows<T, Shape, kAligned, false>(work, nullptr);

@@ -44,11 +44,12 @@ __device__ __forceinline__ uint32_t SignsFrom(const uint32_t* signs, int element
   return word;
 }
 
-// What a kernel of rows of 2^kBits elements is given where it applies signs.
+// What a kernel is given that applies signs to rows of 2^kBits elements.
 template <int kBits>
 using WorkAndSigns = WorkAndWords<static_cast<int>(SignWords(1 << kBits))>;
 
-// The signs of a row's elements, where a launch has some; found anew at each use, as registers are short.
+// The signs of a row's elements, which such a kernel always has. The compiler looks for them anew at each use, as
+// registers are short, and cannot tell that they may be its parameter (Generic in ptx.cuh).
 __device__ __forceinline__ const uint32_t* RowSigns(const Work& work, const uint32_t* words) {
   const uint32_t* signs = work.device_signs ? work.device_signs : words;
   KeepOutOfRegisters(signs);

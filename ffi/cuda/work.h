@@ -23,15 +23,16 @@ struct Work {
 
   // Of rows whose length is no power of two (order_rows.cuh, group_rows.cuh; factor.cuh has its own use of the first
   // two):
-  int order;                     // of the first step's matrix
-  int columns;                   // that the second step transforms
-  bool aligned;                  // to 16 bytes: x, y and every block's first row
-  const uint32_t* device_signs;  // of the elements; null where they are among the words, or there are none
+  int order;     // of the first step's matrix
+  int columns;   // that the second step transforms
+  bool aligned;  // to 16 bytes: x, y and every block's first row
+  // Of kernels that apply signs:
+  const uint32_t* device_signs;  // of a row's elements; null where they are among the words, or there are none
   int words_before_signs;        // among the words; -1 where there are no signs
   bool signs_last;               // they are applied after the transform
 };
 
-// What such a kernel is given: signs of matrices and elements, packed as in problem.h, travel with the launch. With
+// What these kernels are given: signs of matrices and elements, packed as in problem.h, travel with the launch. With
 // kManyWords it is about the most that a launch may have.
 constexpr int kFewWords = 1008, kManyWords = 7900;
 template <int kWords>

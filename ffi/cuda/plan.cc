@@ -327,7 +327,7 @@ void MultiplyByFactor(std::vector<Launch>& launches, const Factor& factor, const
       std::memcpy(launch.words.data(), values.data(), values.size() * sizeof(Sum));
     } else {
       const uint32_t* const signs = factor.signs + first * SignWords(factor.order);
-      launch.words.assign(signs, signs + rows * SignWords(factor.order));
+      launch.words = std::vector<uint32_t>(signs, signs + rows * SignWords(factor.order));
     }
     launches.push_back(std::move(launch));
   }
@@ -364,7 +364,7 @@ void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, 
       return;
     }
     const uint32_t* const signs = p.signs + first / 32;
-    launch.words.assign(signs, signs + SignWords(band));
+    launch.words = std::vector<uint32_t>(signs, signs + SignWords(band));
     launches.push_back(std::move(launch));
   }
 }

@@ -1,6 +1,7 @@
 // factor.cuh: one factor of a row's length by plain sums, and signs alone: for what no fused kernel serves.
 #pragma once
 
+#include "fragment.cuh"
 #include "kernels.h"
 #include "signs.cuh"
 

@@ -9,12 +9,12 @@
 
 #include "layout.h"
 #include "ptx.cuh"
+#include "signs.cuh"
 
 namespace jax_hadacore::cuda {
 
 constexpr unsigned kWarp = 0xffffffffu;  // all lanes
 constexpr unsigned kAllSlots = (1u << kSlots) - 1;
-constexpr uint32_t kAllSigns = 0x80008000u;  // of two packed 16-bit elements
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x % 32); }
 
@@ -27,12 +27,12 @@ struct Element {
   static_assert(std::is_same_v<T, F16> || std::is_same_v<T, BF16>, "other types are below");
   using Storage = uint16_t;
   static __device__ __forceinline__ Storage Round(float v) { return static_cast<Storage>(Pack<T>(v, 0)); }
-  // 2 or 4 consecutive elements, to an address aligned to their size.
+  // 2 or 4 consecutive elements, to an address aligned to their size, with signs that a word begins with.
   template <int kCount>
-  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kCount], float scale) {
-    const uint32_t low = Pack<T>(v[0] * scale, v[1] * scale);
+  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kCount], float scale, uint32_t signs = 0) {
+    const uint32_t low = Pack<T>(v[0] * scale, v[1] * scale) ^ PairSigns(signs, 0);
     if constexpr (kCount == 4) {
-      *reinterpret_cast<uint2*>(to) = make_uint2(low, Pack<T>(v[2] * scale, v[3] * scale));
+      *reinterpret_cast<uint2*>(to) = make_uint2(low, Pack<T>(v[2] * scale, v[3] * scale) ^ PairSigns(signs, 1));
     } else {
       *reinterpret_cast<uint32_t*>(to) = low;
     }
@@ -44,11 +44,12 @@ struct Element<float> {
   using Storage = float;
   static __device__ __forceinline__ float Round(float v) { return v; }
   template <int kCount>
-  static __device__ __forceinline__ void Store(float* to, const float (&v)[kCount], float scale) {
+  static __device__ __forceinline__ void Store(float* to, const float (&v)[kCount], float scale, uint32_t signs = 0) {
+    const auto result = [&](int i) { return ApplySign(v[i] * scale, signs, i); };
     if constexpr (kCount == 4) {
-      *reinterpret_cast<float4*>(to) = make_float4(v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale);
+      *reinterpret_cast<float4*>(to) = make_float4(result(0), result(1), result(2), result(3));
     } else {
-      *reinterpret_cast<float2*>(to) = make_float2(v[0] * scale, v[1] * scale);
+      *reinterpret_cast<float2*>(to) = make_float2(result(0), result(1));
     }
   }
 };
@@ -130,6 +131,19 @@ struct Fragment16 {
 
   uint32_t raw[4];
 
+  // The signs of the lane's slots; none by default.
+  using Signs = uint32_t;
+  // In a fragment of rows of 2^kBits elements, or of a longer one, whose signs from the fragment's first element on
+  // are given.
+  template <int kBits>
+  static __device__ __forceinline__ Signs SlotSigns(const uint32_t* signs) {
+    return SignsFrom<kBits>(signs, kSlots * Lane());
+  }
+  __device__ __forceinline__ void Apply(Signs signs) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) raw[r] ^= PairSigns(signs, r);
+  }
+
   // Where the first and the second four of a lane's 8 slots are in the fragment, in units of 4 elements.
   static __device__ __forceinline__ int Quad(int half) { return 2 * Lane() + half; }
 
@@ -160,17 +174,18 @@ struct Fragment16 {
     }
   }
 
-  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kSlots], float scale) {
-    reinterpret_cast<uint4*>(to)[Lane()] =
-        make_uint4(Pack<T>(v[0] * scale, v[1] * scale), Pack<T>(v[2] * scale, v[3] * scale),
-                   Pack<T>(v[4] * scale, v[5] * scale), Pack<T>(v[6] * scale, v[7] * scale));
+  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kSlots], float scale, Signs signs = {}) {
+    const auto pair = [&](int r) { return Pack<T>(v[2 * r] * scale, v[2 * r + 1] * scale) ^ PairSigns(signs, r); };
+    reinterpret_cast<uint4*>(to)[Lane()] = make_uint4(pair(0), pair(1), pair(2), pair(3));
   }
 
-  static __device__ __forceinline__ void StoreSlots(Storage* to, const float (&v)[kSlots], float scale,
-                                                    unsigned slots) {
+  static __device__ __forceinline__ void StoreSlots(Storage* to, const float (&v)[kSlots], float scale, unsigned slots,
+                                                    Signs signs = {}) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if (slots >> s & 1) to[Lane() * kSlots + s] = Element<T>::Round(v[s] * scale);
+      if (slots >> s & 1)
+        to[Lane() * kSlots + s] =
+            static_cast<Storage>(Element<T>::Round(v[s] * scale) ^ PairSigns(signs, s / 2) >> 16 * (s % 2));
   }
 
   // The two steps' matrices for rows of 2^kBits elements, or for the lowest 8 bits of longer ones.
@@ -326,6 +341,18 @@ struct Fragment<float> {
 
   float raw[kSlots];
 
+  struct Signs {
+    uint32_t of_half[2];
+  };
+  template <int kBits>
+  static __device__ __forceinline__ Signs SlotSigns(const uint32_t* signs) {
+    return {{SignsFrom<kBits>(signs, 4 * Quad(0)), SignsFrom<kBits>(signs, 4 * Quad(1))}};
+  }
+  __device__ __forceinline__ void Apply(const Signs& signs) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) raw[s] = ApplySign(raw[s], signs.of_half[s / 4], s % 4);
+  }
+
   static __device__ __forceinline__ int Quad(int half) { return 32 * half + Lane(); }
 
   template <int kOffset>
@@ -355,18 +382,20 @@ struct Fragment<float> {
     for (int s = 0; s < kSlots; ++s) raw[s] = slots >> s & 1 ? from[4 * Quad(s / 4) + s % 4] : 0;
   }
 
-  static __device__ __forceinline__ void Store(float* to, const float (&v)[kSlots], float scale) {
+  static __device__ __forceinline__ void Store(float* to, const float (&v)[kSlots], float scale,
+                                               const Signs& signs = {}) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float quad[4] = {v[4 * half], v[4 * half + 1], v[4 * half + 2], v[4 * half + 3]};
-      Element<float>::Store<4>(to + 4 * Quad(half), quad, scale);
+      Element<float>::Store<4>(to + 4 * Quad(half), quad, scale, signs.of_half[half]);
     }
   }
 
-  static __device__ __forceinline__ void StoreSlots(float* to, const float (&v)[kSlots], float scale, unsigned slots) {
+  static __device__ __forceinline__ void StoreSlots(float* to, const float (&v)[kSlots], float scale, unsigned slots,
+                                                    const Signs& signs = {}) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if (slots >> s & 1) to[4 * Quad(s / 4) + s % 4] = v[s] * scale;
+      if (slots >> s & 1) to[4 * Quad(s / 4) + s % 4] = ApplySign(v[s] * scale, signs.of_half[s / 4], s % 4);
   }
 
   template <int kBits, bool kApart = false>

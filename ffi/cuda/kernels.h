@@ -15,6 +15,9 @@ struct RowsKernels {
   Kernel few;              // for few; it fits into any GPU's shared memory
   Kernel split;            // for so few that two blocks to a row end sooner; none where its threads are 0
   int64_t split_elements;  // a multiprocessor, up to which it is used
+  // Those that apply signs as well, to aligned rows however many they are:
+  Kernel signed_rows;           // where it fits into the shared memory
+  Kernel signed_rows_anywhere;  // elsewhere
 };
 template <typename In, typename Out>
 RowsKernels FindRowsKernels(int bits, bool aligned);

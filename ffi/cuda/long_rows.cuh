@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "fragment.cuh"
-#include "work.h"
 
 namespace jax_hadacore::cuda {
 
@@ -87,9 +86,9 @@ constexpr int BlocksToFit(int blocks) {
 #endif
 }
 
-// kAligned: x and y are aligned to 16 bytes.
-template <typename In, typename Out, typename Shape, bool kAligned>
-__global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor)) LongRows(const Work work) {
+// kAligned: x and y are aligned to 16 bytes. kSigned: the rows have signs; `words` are null where they have none.
+template <typename In, typename Out, typename Shape, bool kAligned, bool kSigned>
+__device__ __forceinline__ void TransformLongRows(const Work& work, const uint32_t* words) {
   using InStorage = typename Element<In>::Storage;
   using OutStorage = typename Element<Out>::Storage;
   constexpr int kN = 1 << Shape::kBits, kWarps = Shape::kWarps, kFragments = Shape::kFragments;
@@ -103,11 +102,13 @@ __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPer
   constexpr int kSteps = kPart / kWidth / Shape::kThreads;
   static_assert(kSteps * kWidth * Shape::kThreads == kPart, "the threads share a part evenly");
   static_assert(!kSplit || kSegments == 2, "only rows of two segments are split");
+  static_assert(!kSigned || kAligned, "unaligned rows have their signs from elsewhere");
   extern __shared__ float4 shared_memory[];
   float* const exchange = reinterpret_cast<float*>(shared_memory);
   InStorage* const staged = reinterpret_cast<InStorage*>(exchange + Shape::kExchange);
 
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32;
   const unsigned block_of_row = blockIdx.x % Shape::kBlocksPerRow;  // 1: the block of the differences
   const InStorage* x = static_cast<const InStorage*>(work.x) + warp * kChunk;
   OutStorage* y = static_cast<OutStorage*>(work.y) + block_of_row * kSegment;
@@ -149,6 +150,16 @@ __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPer
           fragments[segment][i].LoadSlots(x + row * kN + at, kAllSlots);
         }
       }
+    if (kSigned && !work.signs_last) {
+      const uint32_t* const signs = RowSigns(work, words) + warp * kChunk / 32;
+#pragma unroll
+      for (int segment = 0; segment < kSegments; ++segment)
+#pragma unroll
+        for (int i = 0; i < kPer; ++i)
+          fragments[segment][i].Apply(
+              Fragment<In>::template SlotSigns<Shape::kBits>(signs + (segment * kSegment + i * kFragment) / 32));
+    }
+    if constexpr (kSigned) KeepOutOfRegisters(thread);
     float v[kOutputs][kPer][kSlots];
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
@@ -196,20 +207,42 @@ __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPer
 #pragma unroll
         for (int chunk = 0; chunk < kWarps; ++chunk) LoadVector<kWidth>(u[chunk], &buffer[chunk * kPart + Swizzle(at)]);
         Butterflies(u);
-        const int sum = part * kPart + at;  // among a warp's sums
+        int sum = part * kPart + at;  // among a warp's sums
         OutStorage* to = y + row * kN + sum / kChunk * kSegment + sum % kChunk;
+        const auto store = [&](auto signs_of) {
 #pragma unroll
-        for (int chunk = 0; chunk < kWarps; ++chunk) {
-          if constexpr (kAligned) {
-            Element<Out>::template Store<kWidth>(to + chunk * kChunk, u[chunk], scale);
-          } else {
+          for (int chunk = 0; chunk < kWarps; ++chunk) {
+            if constexpr (kAligned) {
+              Element<Out>::template Store<kWidth>(to + chunk * kChunk, u[chunk], scale, signs_of(chunk));
+            } else {
 #pragma unroll
-            for (int i = 0; i < kWidth; ++i) to[chunk * kChunk + i] = Element<Out>::Round(u[chunk][i] * scale);
+              for (int i = 0; i < kWidth; ++i) to[chunk * kChunk + i] = Element<Out>::Round(u[chunk][i] * scale);
+            }
           }
+        };
+        if (kSigned && work.signs_last) {
+          const uint32_t* const signs = RowSigns(work, words);
+          KeepOutOfRegisters(sum);
+          const int place = sum / kChunk * kSegment + sum % kChunk;
+          store([&](int chunk) { return SignsFrom<Shape::kBits>(signs + chunk * kChunk / 32, place); });
+        } else {
+          store([](int) { return 0u; });
         }
       }
     }
   }
+}
+
+// The two are apart because __grid_constant__, which words need, costs the other registers.
+template <typename In, typename Out, typename Shape, bool kAligned>
+__global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor)) LongRows(const Work work) {
+  TransformLongRows<In, Out, Shape, kAligned, false>(work, nullptr);
+}
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor))
+    SignedLongRows(const __grid_constant__ WorkAndSigns<Shape::kBits> given) {
+  TransformLongRows<T, T, Shape, true, true>(given.work, given.words);
 }
 
 }  // namespace jax_hadacore::cuda

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "fragment.cuh"
 #include "kernels.h"
 #include "signs.cuh"
 

@@ -2,6 +2,7 @@
 // results on their way out.
 #pragma once
 
+#include "fragment.cuh"
 #include "kernels.h"
 #include "signs.cuh"
 

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 #include "launch.h"
@@ -65,6 +67,19 @@ Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_
   launch.blocks = kernel.blocks_per_row * (work.runs + DivideUp(left, work.per_block));
   work.meet = kernel.blocks_per_row > 1 && x == y;
   return launch;
+}
+
+// Gives a kernel the signs of a row's elements, if there are any, behind the words that it has already.
+void AddSigns(Launch& launch, const Problem& p) {
+  Work& work = launch.work;
+  if (!p.signs) return;
+  work.words_before_signs = static_cast<int>(launch.words.size());
+  work.signs_last = p.signs_last;
+  if (p.signs_on_device) {
+    work.device_signs = p.signs;
+  } else {
+    launch.words.insert(launch.words.end(), p.signs, p.signs + SignWords(p.n));
+  }
 }
 
 // Two blocks that share a row can transform it in place where they can meet.
@@ -255,19 +270,6 @@ OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t 
   return best;
 }
 
-// The signs of a problem travel with a launch that applies them.
-void AddSigns(Launch& launch, const Problem& p) {
-  Work& work = launch.work;
-  if (!p.signs) return;
-  work.words_before_signs = static_cast<int>(launch.words.size());
-  work.signs_last = p.signs_last;
-  if (p.signs_on_device) {
-    work.device_signs = p.signs;
-  } else {
-    launch.words.insert(launch.words.end(), p.signs, p.signs + SignWords(p.n));
-  }
-}
-
 Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b, const Gpu& gpu) {
   const int64_t order = layout.first->order * layout.power;
   const int words = static_cast<int>(OrderWords(p, layout));
@@ -365,6 +367,18 @@ void MultiplyByFactor(std::vector<Launch>& launches, const Factor& factor, const
   }
 }
 
+// A transform and its signs in one pass; none where no such kernel serves.
+template <typename T>
+std::optional<Launch> OnSignedRows(const Problem& p, const Buffers& b, const Gpu& gpu) {
+  if (!p.signs || p.factor_count > 0 || p.n > kOnePass || !Aligned(b.x, b.y)) return std::nullopt;
+  const RowsKernels kernels = FindRowsKernels<T, T>(Log2(p.n), true);
+  const bool fits = kernels.signed_rows.shared_bytes <= gpu.shared_bytes;
+  Launch launch =
+      OnRows(fits ? kernels.signed_rows : kernels.signed_rows_anywhere, b.x, b.y, p.rows, p.n, p.scale, gpu);
+  AddSigns(launch, p);
+  return launch;
+}
+
 template <typename T>
 void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, void* y) {
   constexpr int64_t kMost = 32 * kManyWords;
@@ -394,6 +408,8 @@ template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) return {OnOrderRows(p, *layout, b, gpu)};
   if (OnePassFloats(p, gpu.shared_bytes)) return {OnFloats(p, b, gpu)};
+  if constexpr (!std::is_same_v<T, double>)
+    if (auto launch = OnSignedRows<T>(p, b, gpu)) return {*std::move(launch)};
   std::vector<Launch> launches;
   const void* x = b.x;
   if (p.signs && !p.signs_last) {

@@ -59,6 +59,8 @@ __device__ __forceinline__ void WaitForCluster() {
 
 // Makes the compiler read again what it has read from there before, where registers are short.
 __device__ __forceinline__ void KeepOutOfRegisters(const uint32_t*& address) { asm volatile("" : "+l"(address)); }
+// And compute again what follows from a value.
+__device__ __forceinline__ void KeepOutOfRegisters(int& value) { asm volatile("" : "+r"(value)); }
 
 // An address in shared memory.
 using SharedAddress = uint32_t;

@@ -77,6 +77,16 @@ Kernel MakeRowsKernel(ShortRowsShape<kBits, kFragments>) {
           Shape::kRowsPerBlock};
 }
 
+// The kernel of that shape which applies signs as well.
+template <typename T, int kBits, int kFragments>
+Kernel MakeSignedRowsKernel(ShortRowsShape<kBits, kFragments> shape) {
+  Kernel kernel = MakeRowsKernel<T, T, true>(shape);
+  kernel.name = "short rows with signs";
+  kernel.function = reinterpret_cast<const void*>(&SignedShortRows<T, ShortRowsShape<kBits, kFragments>>);
+  kernel.words = static_cast<int>(SignWords(1 << kBits));
+  return kernel;
+}
+
 template <typename In, typename Out, bool kAligned, int kBits, int kFragments, int kBlocks, typename E, typename R>
 Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R>) {
   using Shape = LongRowsShape<kBits, kFragments, kBlocks, E, R>;
@@ -96,6 +106,15 @@ Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R>) {
   return kernel;
 }
 
+template <typename T, int kBits, int kFragments, int kBlocks, typename E, typename R>
+Kernel MakeSignedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> shape) {
+  Kernel kernel = MakeRowsKernel<T, T, true>(shape);
+  kernel.name = "long rows with signs";
+  kernel.function = reinterpret_cast<const void*>(&SignedLongRows<T, LongRowsShape<kBits, kFragments, kBlocks, E, R>>);
+  kernel.words = static_cast<int>(SignWords(1 << kBits));
+  return kernel;
+}
+
 // An unaligned row comes element by element, for which the kernel for few rows has to do.
 template <typename In, typename Out, bool kAligned, int kBits>
 RowsKernels MakeRowsKernels() {
@@ -109,6 +128,12 @@ RowsKernels MakeRowsKernels() {
   if constexpr (!std::is_void_v<typename Row::Split>) {
     kernels.split = MakeRowsKernel<In, Out, kAligned>(typename Row::Split{});
     kernels.split_elements = Row::kSplitElements;
+  }
+  if constexpr (kAligned && std::is_same_v<In, Out> && !std::is_void_v<typename Row::Many>) {
+    kernels.signed_rows = MakeSignedRowsKernel<In>(typename Row::Many{});
+    kernels.signed_rows_anywhere = kernels.signed_rows;
+    // The only ones of which that for many does not fit into any GPU's shared memory.
+    if constexpr (kBits == 15) kernels.signed_rows_anywhere = MakeSignedRowsKernel<In>(typename Row::Few{});
   }
   return kernels;
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "fragment.cuh"
-#include "work.h"
 
 namespace jax_hadacore::cuda {
 
@@ -18,35 +17,59 @@ struct ShortRowsShape {
   static_assert(kBits <= 8 || kFragments * kFragment == 1 << kBits, "a warp owns whole rows, or one long one");
 };
 
+// The signs of a lane's slots, to apply before the transform and after it, of which one are none; both are where a
+// kernel is not kSigned. Of fragments that hold whole rows all have the same.
+template <typename T, typename Shape, bool kSigned>
+struct LaneSigns {
+  static constexpr int kFragments = Shape::kBits > 8 ? Shape::kFragments : 1;
+  typename Fragment<T>::Signs first[kFragments] = {}, last[kFragments] = {};
+
+  __device__ __forceinline__ LaneSigns(const Work& work, const uint32_t* words) {
+    if constexpr (kSigned) {
+      const uint32_t* const signs = RowSigns(work, words);
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        const auto slots = Fragment<T>::template SlotSigns<Shape::kBits>(signs + f * kFragment / 32);
+        if (work.signs_last) {
+          last[f] = slots;
+        } else {
+          first[f] = slots;
+        }
+      }
+    }
+  }
+};
+
 // Rows of 2^kBits <= 256 elements, `count` elements in all, one fragment after the other: for the end of an array, for
 // unaligned ones, and for a warp that holds something unsafe (Fragment::HasUnsafe).
-template <typename T, int kBits, typename Matrices>
+template <typename T, int kBits, typename Matrices, typename Signs>
 __device__ __forceinline__ void TransformCarefully(const typename Element<T>::Storage* x,
                                                    typename Element<T>::Storage* y, int64_t count, float scale,
-                                                   const Matrices& matrices) {
+                                                   const Matrices& matrices, const Signs& signs) {
 #pragma unroll 1
   for (; count > 0; count -= kFragment, x += kFragment, y += kFragment) {
     const unsigned inside = Fragment<T>::SlotsBelow(count);
     Fragment<T> fragment;
     fragment.LoadSlots(x, inside);
+    fragment.Apply(signs.first[0]);
     float v[kSlots];
     unsigned done = 0;
     if constexpr (Fragment<T>::kMayBeUnsafe && kBits < 8) {
       done = fragment.template UnsafeRows<kBits>();
       fragment.template TransformByButterflies<kBits>(v);
-      Fragment<T>::StoreSlots(y, v, scale, inside & done);
+      Fragment<T>::StoreSlots(y, v, scale, inside & done, signs.last[0]);
       fragment.Zero(done);
     }
     fragment.Transform(v, matrices);
-    Fragment<T>::StoreSlots(y, v, scale, inside & ~done);
+    Fragment<T>::StoreSlots(y, v, scale, inside & ~done, signs.last[0]);
   }
 }
 
 // A warp's whole elements, all loaded before the first is transformed. False, with nothing stored, where rows that
 // share a fragment have to be kept apart.
-template <typename T, typename Shape, bool kAligned, typename Matrices>
+template <typename T, typename Shape, bool kAligned, typename Matrices, typename Signs>
 __device__ __forceinline__ bool TransformWhole(const typename Element<T>::Storage* x, typename Element<T>::Storage* y,
-                                               float scale, const Matrices& matrices) {
+                                               float scale, const Matrices& matrices, const Signs& signs) {
   constexpr int kFragments = Shape::kFragments;
   Fragment<T> fragments[kFragments];
 #pragma unroll
@@ -57,6 +80,8 @@ __device__ __forceinline__ bool TransformWhole(const typename Element<T>::Storag
       fragments[f].LoadSlots(x + f * kFragment, kAllSlots);
     }
   }
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) fragments[f].Apply(signs.first[f % Signs::kFragments]);
   if constexpr (Shape::kBits < 8 && Fragment<T>::kMayBeUnsafe) {
     bool unsafe = false;
 #pragma unroll
@@ -69,18 +94,19 @@ __device__ __forceinline__ bool TransformWhole(const typename Element<T>::Storag
   if constexpr (Shape::kBits > 8) Butterflies(v);
 #pragma unroll
   for (int f = 0; f < kFragments; ++f) {
+    const auto& last = signs.last[f % Signs::kFragments];
     if constexpr (kAligned) {
-      Fragment<T>::Store(y + f * kFragment, v[f], scale);
+      Fragment<T>::Store(y + f * kFragment, v[f], scale, last);
     } else {
-      Fragment<T>::StoreSlots(y + f * kFragment, v[f], scale, kAllSlots);
+      Fragment<T>::StoreSlots(y + f * kFragment, v[f], scale, kAllSlots, last);
     }
   }
   return true;
 }
 
-// kAligned: x and y are aligned to 16 bytes.
-template <typename T, typename Shape, bool kAligned>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) ShortRows(const Work work) {
+// kAligned: x and y are aligned to 16 bytes. kSigned: the rows have signs; `words` are null where they have none.
+template <typename T, typename Shape, bool kAligned, bool kSigned>
+__device__ __forceinline__ void TransformShortRows(const Work& work, const uint32_t* words) {
   using Storage = typename Element<T>::Storage;
   constexpr int kBits = Shape::kBits, kElements = Shape::kFragments * kFragment;
 
@@ -92,14 +118,27 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) S
   const typename Fragment<T>::template Matrices<kBits, (Shape::kFragments > 2)> matrices;
 
   WaitForPreviousLaunch();
+  const LaneSigns<T, Shape, kSigned> signs(work, words);
   if constexpr (kBits > 8) {  // a warp has one row
-    if (first_row + warp < work.count) TransformWhole<T, Shape, kAligned>(x, y, work.float_scale, matrices);
+    if (first_row + warp < work.count) TransformWhole<T, Shape, kAligned>(x, y, work.float_scale, matrices, signs);
   } else {
     if (kAligned && first_row + Shape::kRowsPerBlock <= work.count)
-      if (TransformWhole<T, Shape, kAligned>(x, y, work.float_scale, matrices)) return;
+      if (TransformWhole<T, Shape, kAligned>(x, y, work.float_scale, matrices, signs)) return;
     const int64_t count = min((work.count << kBits) - first, int64_t{kElements});
-    TransformCarefully<T, kBits>(x, y, count, work.float_scale, matrices);
+    TransformCarefully<T, kBits>(x, y, count, work.float_scale, matrices, signs);
   }
+}
+
+// The two are apart because __grid_constant__, which words need, costs the other registers.
+template <typename T, typename Shape, bool kAligned>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) ShortRows(const Work work) {
+  TransformShortRows<T, Shape, kAligned, false>(work, nullptr);
+}
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
+    SignedShortRows(const __grid_constant__ WorkAndSigns<Shape::kBits> given) {
+  TransformShortRows<T, Shape, true, true>(given.work, given.words);
 }
 
 }  // namespace jax_hadacore::cuda

@@ -23,16 +23,17 @@ struct Work {
 
   // Of rows whose length is no power of two (order_rows.cuh, group_rows.cuh; factor.cuh has its own use of the first
   // two):
-  int order;                     // of the first step's matrix
-  int columns;                   // that the second step transforms
-  bool aligned;                  // to 16 bytes: x, y and every block's first row
-  const uint32_t* device_signs;  // of the elements; null where they are among the words, or there are none
+  int order;     // of the first step's matrix
+  int columns;   // that the second step transforms
+  bool aligned;  // to 16 bytes: x, y and every block's first row
+  // Of kernels that apply signs:
+  const uint32_t* device_signs;  // of a row's elements; null where they are among the words, or there are none
   int words_before_signs;        // among the words; -1 where there are no signs
   float scale_rest;              // what float_scale lacks of the scale: n**-0.5 may be far from any float
   bool signs_last;               // they are applied after the transform
 };
 
-// What such a kernel is given: signs of matrices and elements, packed as in problem.h, travel with the launch. With
+// What these kernels are given: signs of matrices and elements, packed as in problem.h, travel with the launch. With
 // kManyWords it is about the most that a launch may have.
 constexpr int kFewWords = 1008, kManyWords = 7900;
 template <int kWords>
@@ -54,7 +55,8 @@ struct Kernel {
   int most_rows = 1;
   int run_percent = 0;
   int most_turns = 0;
-  int words = 0;  // that its WorkAndWords has; 0: it takes a Work
+  // How many its WorkAndWords has; 0: it takes a Work.
+  int words = 0;
 };
 
 }  // namespace jax_hadacore::cuda

@@ -122,11 +122,19 @@ void Call() {
   reinterpret_cast<void (*)(Argument)>(const_cast<void*>(kernel))(*static_cast<const Argument*>(argument));
 }
 
+// A kernel that takes kWords words, or half as many, ...
+template <int kWords>
+void CallSigned() {
+  if (words == kWords) Call<jax_hadacore::cuda::WorkAndWords<kWords>>();
+  if constexpr (kWords > 1) CallSigned<kWords / 2>();
+}
+
 void RunThread() {
   using namespace jax_hadacore::cuda;
   if (words == 0) Call<Work>();
   if (words == kFewWords) Call<WorkAndWords<kFewWords>>();
   if (words == kManyWords) Call<WorkAndWords<kManyWords>>();
+  CallSigned<kOnePass / 32>();
   if (!current->copies.empty()) Fail("returns before its copies are finished");
   current->state = Thread::kDone;
   Suspend();
@@ -213,6 +221,10 @@ int WordsOf(const void* function) {
       add(FactorKernel<float, float>(1, values));
       add(FactorKernel<double, double>(1, values));
     }
+    for (int bits = 0; kOnePass >> bits > 0; ++bits)
+      for (const RowsKernels& kernels : {FindRowsKernels<F16, F16>(bits, true), FindRowsKernels<BF16, BF16>(bits, true),
+                                         FindRowsKernels<float, float>(bits, true)})
+        add(kernels.signed_rows), add(kernels.signed_rows_anywhere);
     for (const Kernel& kernel : {SignsKernel<uint16_t>(), SignsKernel<float>(), SignsKernel<double>()}) add(kernel);
     return words;
   }();

@@ -49,6 +49,7 @@ uint32_t Opaque(uint32_t v) {
 inline const uint32_t* Generic(const uint32_t* parameter) { return parameter; }
 
 inline void KeepOutOfRegisters(const uint32_t*&) {}
+inline void KeepOutOfRegisters(int&) {}
 
 inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
 inline void ArriveAtCluster() { emulation::ArriveAtCluster(); }

@@ -23,11 +23,13 @@ suite() {
 selfcheck() { (cd /tmp && timeout 60 jax-hadacore 2>&1); }
 
 sanitizers() {
-  local tool
+  local tool type
   for tool in memcheck racecheck initcheck synccheck; do
-    echo "$tool"
-    timeout 120 compute-sanitizer --tool "$tool" python3 benchmarks/sanitize.py 2>&1
+    for type in float16 bfloat16 float32 float64; do
+      timeout 280 compute-sanitizer --tool "$tool" python3 benchmarks/sanitize.py "$type" 2>&1 | sed "s/^/$tool $type: /" &
+    done
   done
+  wait
 }
 
 bench() { timeout 400 jax-hadacore bench --full --json "$folder/bench.json" 2>&1; }

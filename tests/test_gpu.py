@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import DTYPES, assert_same_bits, dtypes, halves, lengths, normal
-from kernels import address, transform_on_gpu
+from kernels import Request, address, transform_on_gpu
 from oracle import bound, error_in_roundings, transform
 
 import jax_hadacore
@@ -84,7 +84,7 @@ def test_streams_side_by_side():
     def run(case):
         x, results, workspace = case
         for y in results:
-            transform_on_gpu(x.dtype, x.shape[1], x.shape[0], 1.0, address(x), address(y), address(workspace))
+            transform_on_gpu(Request(x.dtype, x.shape[1], x.shape[0]), address(x), address(y), address(workspace))
 
     with ThreadPoolExecutor(len(cases)) as pool:
         list(pool.map(run, cases))

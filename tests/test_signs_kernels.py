@@ -23,8 +23,8 @@ def random_signs(n):
 
 def flip(x, signs):
     """Changes signs bit by bit, those of NaN as well."""
-    sign_bit = 1 << 8 * x.dtype.itemsize - 1
-    return (bits(x) ^ np.where(signs < 0, sign_bit, 0).astype(bits(x).dtype)).view(x.dtype)
+    raw = bits(x)
+    return (raw ^ (signs < 0).astype(raw.dtype) << 8 * x.dtype.itemsize - 1).view(x.dtype)
 
 
 def plainly(kernel, x, signs, *, last, **how):

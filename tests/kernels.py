@@ -32,7 +32,7 @@ def build_emulator(folder):
     shutil.copytree(ROOT / "ffi", folder / "ffi")
     shutil.copy(EMULATION / "ptx.cuh", folder / "ffi" / "cuda")
     cuda = folder / "ffi" / "cuda"
-    host = (cuda / f"{name}.cc" for name in ("launch", "plan", "order_words"))
+    host = (cuda / f"{name}.cc" for name in ("launch", "plan", "quantized_plan", "order_words"))
     sources = [*(cuda / "instances").glob("*.cu"), *host, *EMULATION.glob("*.cc")]
 
     def run(*command):
@@ -154,6 +154,73 @@ class Kernel:
             assert_same_bits(operand.array, x)
         return result.array
 
+    def codes(self, x, quantization, scale, *, given=None, **schedule):
+        """The codes (4-bit ones apart), scales and zero points of a transform's results."""
+        rows, n = x.shape
+        request = Request(x.dtype, n, rows, scale)
+        operand = guarded(x.shape, x.dtype)
+        operand.array[:] = x
+        groups = (rows, n // quantization.group)
+        scales = {"float32": FLOAT32, "given": None}.get(quantization.scale, np.dtype(np.uint8))
+        results = (
+            guarded((rows, n * quantization.bits // 8), np.dtype(np.uint8)),
+            guarded(groups, scales) if scales else None,
+            guarded(groups, np.dtype(np.int8)) if quantization.asymmetric else None,
+        )
+        given = None if given is None else np.full(1, given, np.float32)
+        self._run_codes(request, quantization, operand, given, results, schedule)
+        for buffer in (operand, *filter(None, results)):
+            assert_guards_are_whole(buffer)
+        codes, *more = (r.array if r else None for r in results)
+        if quantization.bits == 4:
+            codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(rows, n)
+        return codes, *more
+
+
+class QuantizationStruct(ctypes.Structure):
+    """The Quantization of ffi/quantization.h."""
+
+    _fields_ = [
+        ("code", ctypes.c_int),
+        ("scale", ctypes.c_int),
+        ("group", ctypes.c_int64),
+        ("asymmetric", ctypes.c_bool),
+        ("given", ctypes.c_void_p),
+    ]
+
+
+class QuantizedBuffersStruct(ctypes.Structure):
+    _fields_ = [("codes", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("zero_points", ctypes.c_void_p)]
+
+
+CODES = ("int8", "int4", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn")
+SCALES = ("float32", "float8_e8m0fnu", "float8_e4m3fn", "given")
+
+
+class Quantization(NamedTuple):
+    """What becomes of a transform's results: names as in a native call's attributes."""
+
+    code: str
+    scale: str
+    group: int
+    asymmetric: bool = False
+
+    @property
+    def bits(self):
+        return 4 if self.code in ("int4", "float4_e2m1fn") else 8
+
+    def struct(self, given):
+        code, scale = CODES.index(self.code), SCALES.index(self.scale)
+        return QuantizationStruct(code, scale, self.group, self.asymmetric, given)
+
+
+class MachineStruct(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("processors", "shared_bytes", "clusters", "schedule")]
+
+
+def machine(processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED, clusters=True, order=0):
+    return ctypes.byref(MachineStruct(processors, shared_bytes, clusters, order))
+
 
 class PlannedLaunch(ctypes.Structure):
     _fields_ = [
@@ -181,6 +248,7 @@ class Emulator(Kernel):
     def __init__(self, folder):
         self._library = ctypes.CDLL(build_emulator(folder))
         self._library.emulation_run.restype = ctypes.c_char_p
+        self._library.emulation_run_codes.restype = ctypes.c_char_p
 
     def plan(
         self,
@@ -211,10 +279,20 @@ class Emulator(Kernel):
             failure = self._library.emulation_run(
                 problem,
                 *(buffer.array.ctypes if buffer.array.size else None for buffer in buffers),
-                schedule.get("processors", MANY_PROCESSORS),
-                schedule.get("shared_bytes", MOST_SHARED),
-                schedule.get("clusters", True),
-                schedule.get("order", 0),
+                machine(**schedule),
+            )
+        assert failure == b"", failure.decode()
+
+    def fuses_codes(self, request, quantization):
+        with self._problem(request) as problem:
+            return bool(self._library.emulation_fuses_codes(problem, ctypes.byref(quantization.struct(0))))
+
+    def _run_codes(self, request, quantization, x, given, results, schedule):
+        addresses = QuantizedBuffersStruct(*(r.array.ctypes.data if r else None for r in results))
+        struct = quantization.struct(given.ctypes.data if given is not None else 0)
+        with self._problem(request) as problem:
+            failure = self._library.emulation_run_codes(
+                problem, ctypes.byref(struct), x.array.ctypes, ctypes.byref(addresses), machine(**schedule)
             )
         assert failure == b"", failure.decode()
 

@@ -41,12 +41,8 @@ cudaError_t Describe(Gpu& gpu) {
   return cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.device);
 }
 
-}  // namespace
-
-cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
-  Gpu gpu{};
-  if (const cudaError_t error = Describe(gpu)) return error;
-  for (const Launch& launch : Plan(problem, buffers, gpu)) {
+cudaError_t Enqueue(const std::vector<Launch>& launches, const Gpu& gpu, cudaStream_t stream) {
+  for (const Launch& launch : launches) {
     if (launch.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     const Kernel& kernel = launch.kernel;
     // More than 48 KiB of shared memory has to be asked for, on each device; it is cheap, so at each launch.
@@ -82,6 +78,21 @@ cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t
     if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel.function, arguments)) return error;
   }
   return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream) {
+  Gpu gpu{};
+  if (const cudaError_t error = Describe(gpu)) return error;
+  return Enqueue(Plan(problem, buffers, gpu), gpu, stream);
+}
+
+cudaError_t EnqueueCodes(const Problem& problem, const Quantization& quantization, const void* x,
+                         const QuantizedBuffers& results, cudaStream_t stream) {
+  Gpu gpu{};
+  if (const cudaError_t error = Describe(gpu)) return error;
+  return Enqueue({PlanCodes(problem, quantization, x, results, gpu)}, gpu, stream);
 }
 
 std::vector<std::string> DescribePlan(const Problem& problem, const Buffers& buffers) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../problem.h"
+#include "../quantization.h"
 #include "work.h"
 
 namespace jax_hadacore::cuda {
@@ -52,6 +53,15 @@ std::vector<Launch> Plan(const Problem& problem, const Buffers& buffers, const G
 
 // Enqueues the transform on the current device's stream and returns the launches' status.
 cudaError_t Enqueue(const Problem& problem, const Buffers& buffers, cudaStream_t stream);
+
+// Whether one launch transforms rows of 16-bit elements and turns the results into codes.
+bool FusesCodes(const Problem& problem, const Quantization& quantization);
+
+// That launch, for x and codes that are aligned to 16 bytes.
+Launch PlanCodes(const Problem& problem, const Quantization& quantization, const void* x,
+                 const QuantizedBuffers& results, const Gpu& gpu);
+cudaError_t EnqueueCodes(const Problem& problem, const Quantization& quantization, const void* x,
+                         const QuantizedBuffers& results, cudaStream_t stream);
 
 // The plan on the current device for people, one line a launch.
 std::vector<std::string> DescribePlan(const Problem& problem, const Buffers& buffers);

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "codes.cuh"
 #include "fragment.cuh"
 
 namespace jax_hadacore::cuda {
@@ -71,6 +72,9 @@ struct LongRowsShape {
   template <typename T, bool kAligned>
   static constexpr int kSharedBytes =
       kExchange * static_cast<int>(sizeof(float)) + (kStaged<kAligned> ? static_cast<int>(sizeof(T)) << kBits : 0);
+  // Of a kernel whose results are codes.
+  template <typename T>
+  static constexpr int kSharedBytesForCodes = kSharedBytes<T, true> + kWarps * static_cast<int>(sizeof(Span));
 };
 
 // Where an element of the exchange is kept. Of its quad's index (a quad is 4 consecutive floats) bit 3 is folded into
@@ -103,6 +107,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
   static_assert(kSteps * kWidth * Shape::kThreads == kPart, "the threads share a part evenly");
   static_assert(!kSplit || kSegments == 2, "only rows of two segments are split");
   static_assert(!kSigned || kAligned, "unaligned rows have their signs from elsewhere");
+  constexpr bool kQuantized = std::is_same_v<Out, Quantized>;
   extern __shared__ float4 shared_memory[];
   float* const exchange = reinterpret_cast<float*>(shared_memory);
   InStorage* const staged = reinterpret_cast<InStorage*>(exchange + Shape::kExchange);
@@ -133,6 +138,8 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
 
   WaitForPreviousLaunch();
   if constexpr (kStaged) stage(row);
+  [[maybe_unused]] const std::conditional_t<kQuantized, Quantizer, Nothing> quantizer(work);
+  [[maybe_unused]] Span* const spans = reinterpret_cast<Span*>(staged + (kStaged ? kN : 0));  // one of each warp
   for (bool again = false; row < end; row += stride, again = true) {
     // The low bits, and the highest where a row is two segments: each warp its chunk, in registers.
     Fragment<In> fragments[kSegments][kPer];
@@ -181,6 +188,9 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
       if (work.meet) ArriveAtCluster();
     }
 
+    // Codes have to wait for the whole row.
+    std::conditional_t<kQuantized, KeptRow<Shape::kParts * kSteps, kWarps, kWidth, kChunk>, Nothing> results;
+
     // The bits above a chunk: each thread the same few elements of every chunk.
 #pragma unroll
     for (int part = 0; part < Shape::kParts; ++part) {
@@ -208,28 +218,33 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
         for (int chunk = 0; chunk < kWarps; ++chunk) LoadVector<kWidth>(u[chunk], &buffer[chunk * kPart + Swizzle(at)]);
         Butterflies(u);
         int sum = part * kPart + at;  // among a warp's sums
-        OutStorage* to = y + row * kN + sum / kChunk * kSegment + sum % kChunk;
-        const auto store = [&](auto signs_of) {
-#pragma unroll
-          for (int chunk = 0; chunk < kWarps; ++chunk) {
-            if constexpr (kAligned) {
-              Element<Out>::template Store<kWidth>(to + chunk * kChunk, u[chunk], scale, signs_of(chunk));
-            } else {
-#pragma unroll
-              for (int i = 0; i < kWidth; ++i) to[chunk * kChunk + i] = Element<Out>::Round(u[chunk][i] * scale);
-            }
-          }
-        };
-        if (kSigned && work.signs_last) {
-          const uint32_t* const signs = RowSigns(work, words);
-          KeepOutOfRegisters(sum);
-          const int place = sum / kChunk * kSegment + sum % kChunk;
-          store([&](int chunk) { return SignsFrom<Shape::kBits>(signs + chunk * kChunk / 32, place); });
+        if constexpr (kQuantized) {
+          results.Keep(part * kSteps + step, u, sum / kChunk * kSegment + sum % kChunk, scale);
         } else {
-          store([](int) { return 0u; });
+          OutStorage* to = y + row * kN + sum / kChunk * kSegment + sum % kChunk;
+          const auto store = [&](auto signs_of) {
+#pragma unroll
+            for (int chunk = 0; chunk < kWarps; ++chunk) {
+              if constexpr (kAligned) {
+                Element<Out>::template Store<kWidth>(to + chunk * kChunk, u[chunk], scale, signs_of(chunk));
+              } else {
+#pragma unroll
+                for (int i = 0; i < kWidth; ++i) to[chunk * kChunk + i] = Element<Out>::Round(u[chunk][i] * scale);
+              }
+            }
+          };
+          if (kSigned && work.signs_last) {
+            const uint32_t* const signs = RowSigns(work, words);
+            KeepOutOfRegisters(sum);
+            const int place = sum / kChunk * kSegment + sum % kChunk;
+            store([&](int chunk) { return SignsFrom<Shape::kBits>(signs + chunk * kChunk / 32, place); });
+          } else {
+            store([](int) { return 0u; });
+          }
         }
       }
     }
+    if constexpr (kQuantized) results.Store(quantizer, row * kN, Shape::kBits, work.group_bits, spans);
   }
 }
 

@@ -1,4 +1,6 @@
 // plan.cc: which launches transform a problem.
+#include "plan.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -12,12 +14,6 @@
 
 namespace jax_hadacore::cuda {
 namespace {
-
-int Log2(int64_t n) {
-  int bits = 0;
-  while (n > 1) n /= 2, ++bits;
-  return bits;
-}
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -53,6 +49,8 @@ int64_t RowsPerBlock(const Kernel& kernel, int64_t rows, int64_t at_once) {
   return best;
 }
 
+}  // namespace
+
 Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_t n, double scale, const Gpu& gpu) {
   Launch launch = {kernel, MakeWork(x, y, rows, n, 1, kernel.per_block, scale), 0, {}};
   Work& work = launch.work;
@@ -68,6 +66,8 @@ Launch OnRows(const Kernel& kernel, const void* x, void* y, int64_t rows, int64_
   work.meet = kernel.blocks_per_row > 1 && x == y;
   return launch;
 }
+
+namespace {
 
 // Gives a kernel the signs of a row's elements, if there are any, behind the words that it has already.
 void AddSigns(Launch& launch, const Problem& p) {

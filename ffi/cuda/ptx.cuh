@@ -37,6 +37,32 @@ __device__ __forceinline__ float2 Unpack(uint32_t packed) {
   return v;
 }
 
+// The larger and the smaller of two, NaN where one is.
+__device__ __forceinline__ float MaxOrNan(float a, float b) {
+  float v;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+  return v;
+}
+__device__ __forceinline__ float MinOrNan(float a, float b) {
+  float v;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+  return v;
+}
+
+// Two float8 numbers, rounded to nearest even: what is too large becomes the largest, and NaN 0x7f. From sm_89 on.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+__device__ __forceinline__ uint32_t ConvertToE4M3(float low, float high) {
+  uint16_t packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ __forceinline__ uint32_t ConvertToE5M2(float low, float high) {
+  uint16_t packed;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+#endif
+
 // Waits until the launch before this one on the stream has ended and its results are visible. The launch may overlap
 // with what comes before this call (programmatic dependent launch), so no kernel touches memory before it.
 __device__ __forceinline__ void WaitForPreviousLaunch() {

@@ -70,34 +70,18 @@ template <>
 struct RowsChoice<float, 15>
     : Choice<Long<15, 8, 1, Exchange<2>, Staged<2, 85, kAnyTurns>>, Long<15, 8, 1, Exchange<2>>> {};
 
-template <typename In, typename Out, bool kAligned, int kBits, int kFragments>
-Kernel MakeRowsKernel(ShortRowsShape<kBits, kFragments>) {
+// A kernel of that shape.
+template <typename T, bool kAligned, int kBits, int kFragments>
+Kernel KernelOf(ShortRowsShape<kBits, kFragments>, const char* name, const void* function) {
   using Shape = ShortRowsShape<kBits, kFragments>;
-  return {"short rows", reinterpret_cast<const void*>(&ShortRows<In, Shape, kAligned>), Shape::kThreads, 0,
-          Shape::kRowsPerBlock};
+  return {name, function, Shape::kThreads, 0, Shape::kRowsPerBlock};
 }
 
-// The kernel of that shape which applies signs as well.
-template <typename T, int kBits, int kFragments>
-Kernel MakeSignedRowsKernel(ShortRowsShape<kBits, kFragments> shape) {
-  Kernel kernel = MakeRowsKernel<T, T, true>(shape);
-  kernel.name = "short rows with signs";
-  kernel.function = reinterpret_cast<const void*>(&SignedShortRows<T, ShortRowsShape<kBits, kFragments>>);
-  kernel.words = static_cast<int>(SignWords(1 << kBits));
-  return kernel;
-}
-
-template <typename In, typename Out, bool kAligned, int kBits, int kFragments, int kBlocks, typename E, typename R>
-Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R>) {
+template <typename T, bool kAligned, int kBits, int kFragments, int kBlocks, typename E, typename R>
+Kernel KernelOf(LongRowsShape<kBits, kFragments, kBlocks, E, R>, const char* name, const void* function) {
   using Shape = LongRowsShape<kBits, kFragments, kBlocks, E, R>;
-  using Storage = typename Element<In>::Storage;
-  Kernel kernel = {R::kSplit ? "halves of long rows" : "long rows",
-                   reinterpret_cast<const void*>(&LongRows<In, Out, Shape, kAligned>),
-                   Shape::kThreads,
-                   Shape::template kSharedBytes<Storage, kAligned>,
-                   1,
-                   Shape::kBlocksPerRow,
-                   kBlocks};
+  constexpr int kShared = Shape::template kSharedBytes<typename Element<T>::Storage, kAligned>;
+  Kernel kernel = {name, function, Shape::kThreads, kShared, 1, Shape::kBlocksPerRow, kBlocks};
   if (Shape::template kStaged<kAligned>) {
     kernel.most_rows = R::kMostRows;
     kernel.run_percent = R::kRunPercent;
@@ -106,11 +90,32 @@ Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R>) {
   return kernel;
 }
 
+template <typename In, typename Out, bool kAligned, int kBits, int kFragments>
+Kernel MakeRowsKernel(ShortRowsShape<kBits, kFragments> shape) {
+  const auto function = &ShortRows<In, ShortRowsShape<kBits, kFragments>, kAligned>;
+  return KernelOf<In, kAligned>(shape, "short rows", reinterpret_cast<const void*>(function));
+}
+
+template <typename In, typename Out, bool kAligned, int kBits, int kFragments, int kBlocks, typename E, typename R>
+Kernel MakeRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> shape) {
+  const auto function = &LongRows<In, Out, LongRowsShape<kBits, kFragments, kBlocks, E, R>, kAligned>;
+  return KernelOf<In, kAligned>(shape, R::kSplit ? "halves of long rows" : "long rows",
+                                reinterpret_cast<const void*>(function));
+}
+
+// The kernel of that shape which applies signs as well.
+template <typename T, int kBits, int kFragments>
+Kernel MakeSignedRowsKernel(ShortRowsShape<kBits, kFragments> shape) {
+  const auto function = &SignedShortRows<T, ShortRowsShape<kBits, kFragments>>;
+  Kernel kernel = KernelOf<T, true>(shape, "short rows with signs", reinterpret_cast<const void*>(function));
+  kernel.words = static_cast<int>(SignWords(1 << kBits));
+  return kernel;
+}
+
 template <typename T, int kBits, int kFragments, int kBlocks, typename E, typename R>
 Kernel MakeSignedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> shape) {
-  Kernel kernel = MakeRowsKernel<T, T, true>(shape);
-  kernel.name = "long rows with signs";
-  kernel.function = reinterpret_cast<const void*>(&SignedLongRows<T, LongRowsShape<kBits, kFragments, kBlocks, E, R>>);
+  const auto function = &SignedLongRows<T, LongRowsShape<kBits, kFragments, kBlocks, E, R>>;
+  Kernel kernel = KernelOf<T, true>(shape, "long rows with signs", reinterpret_cast<const void*>(function));
   kernel.words = static_cast<int>(SignWords(1 << kBits));
   return kernel;
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../quantization.h"
+
 namespace jax_hadacore::cuda {
 
 // The only parameter of every kernel: `count` vectors of n elements to transform and scale. A vector's elements are
@@ -31,6 +33,14 @@ struct Work {
   int words_before_signs;        // among the words; -1 where there are no signs
   float scale_rest;              // what float_scale lacks of the scale: n**-0.5 may be far from any float
   bool signs_last;               // they are applied after the transform
+
+  // Of kernels whose results are codes (codes.cuh):
+  void* scales;
+  int8_t* zero_points;
+  const float* given;
+  Code code;
+  Scale scale_type;
+  int group_bits;  // 2^group_bits consecutive results share a scale
 };
 
 // What these kernels are given: signs of matrices and elements, packed as in problem.h, travel with the launch. With

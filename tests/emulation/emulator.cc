@@ -557,15 +557,28 @@ int emulation_needs_workspace(const jax_hadacore::Problem* problem) {
   return jax_hadacore::cuda::NeedsWorkspace(*problem);
 }
 
+struct Machine {
+  int processors, shared_bytes, clusters, schedule;
+};
+
+// Forgets what was before.
+static void Begin(const Machine& machine) {
+  emulation::error.clear();
+  emulation::memories.clear();
+  emulation::processors = machine.processors;
+  emulation::shared_bytes = machine.shared_bytes;
+  emulation::clusters = machine.clusters != 0;
+  emulation::schedule = machine.schedule;
+}
+
 // Runs the transform and returns what went wrong, or an empty string.
-const char* emulation_run(const jax_hadacore::Problem* problem, const void* x, void* y, void* workspace, int processors,
-                          int shared_bytes, int clusters, int schedule) {
+const char* emulation_run(const jax_hadacore::Problem* problem, const void* x, void* y, void* workspace,
+                          const Machine* machine) {
   using namespace jax_hadacore;
   constexpr size_t kItemSizes[] = {2, 2, 4, 8};
   const size_t size = kItemSizes[static_cast<int>(problem->dtype)], sum_size = std::max<size_t>(size, 4);
   const size_t count = static_cast<size_t>(problem->rows * problem->n);
-  emulation::error.clear();
-  emulation::memories.clear();
+  Begin(*machine);
   emulation::Watch(emulation::Operand("x", x, count * size, true, false, size));
   emulation::Watch(emulation::Operand("y", y, count * size, false, true, size));
   if (workspace)
@@ -574,10 +587,6 @@ const char* emulation_run(const jax_hadacore::Problem* problem, const void* x, v
     const size_t bytes = static_cast<size_t>(SignWords(problem->n)) * sizeof(uint32_t);
     emulation::Watch(emulation::Operand("the signs", problem->signs, bytes, true, false, sizeof(uint32_t)));
   }
-  emulation::processors = processors;
-  emulation::shared_bytes = shared_bytes;
-  emulation::clusters = clusters != 0;
-  emulation::schedule = schedule;
   const uint32_t before = emulation::launch;
   const cudaError_t status = cuda::Enqueue(*problem, {x, y, workspace}, nullptr);
   if (status != cudaSuccess && emulation::error.empty()) emulation::error = "invalid configuration";
@@ -585,6 +594,34 @@ const char* emulation_run(const jax_hadacore::Problem* problem, const void* x, v
   for (const emulation::Memory& memory : emulation::memories)
     if (emulation::error.empty() && (launches > 1 || memory.begin != reinterpret_cast<uintptr_t>(workspace)))
       CheckComplete(memory);
+  return emulation::error.c_str();
+}
+
+int emulation_fuses_codes(const jax_hadacore::Problem* problem, const jax_hadacore::Quantization* quantization) {
+  return jax_hadacore::cuda::FusesCodes(*problem, *quantization);
+}
+
+// The same for a transform whose results become codes.
+const char* emulation_run_codes(const jax_hadacore::Problem* problem, const jax_hadacore::Quantization* quantization,
+                                const void* x, const jax_hadacore::QuantizedBuffers* results, const Machine* machine) {
+  using namespace jax_hadacore;
+  const size_t count = static_cast<size_t>(problem->rows * problem->n);
+  const size_t groups = count / static_cast<size_t>(quantization->group);
+  const size_t scale_size = quantization->scale == Scale::kFloat32 ? 4 : 1;
+  Begin(*machine);
+  emulation::Watch(emulation::Operand("x", x, count * 2, true, false, 2));
+  const size_t bytes = count * static_cast<size_t>(CodeBits(quantization->code)) / 8;
+  emulation::Watch(emulation::Operand("the codes", results->codes, bytes, false, true, 1));
+  if (results->scales)
+    emulation::Watch(emulation::Operand("the scales", results->scales, groups * scale_size, false, true, scale_size));
+  if (results->zero_points)
+    emulation::Watch(emulation::Operand("the zero points", results->zero_points, groups, false, true, 1));
+  if (quantization->given)
+    emulation::Watch(emulation::Operand("the given scale", quantization->given, 4, true, false, 4));
+  const cudaError_t status = cuda::EnqueueCodes(*problem, *quantization, x, *results, nullptr);
+  if (status != cudaSuccess && emulation::error.empty()) emulation::error = "invalid configuration";
+  for (const emulation::Memory& memory : emulation::memories)
+    if (emulation::error.empty()) CheckComplete(memory);
   return emulation::error.c_str();
 }
 

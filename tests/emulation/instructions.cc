@@ -125,6 +125,26 @@ constexpr Collective kMultiplyMatrices[] = {{"mma f16", MultiplyMatrices}, {"mma
 
 }  // namespace
 
+// cvt.rn.satfinite.{e4m3x2,e5m2x2}.f32, of one number: the nearest of all, of two the one with an even code; every NaN
+// becomes 0x7f.
+uint32_t Convert(Float8 type, float v) {
+  if (std::isnan(v)) return 0x7f;
+  const int mantissa = type == Float8::kE4M3 ? 3 : 2, bias = type == Float8::kE4M3 ? 7 : 15;
+  const int largest = type == Float8::kE4M3 ? 0x7e : 0x7b;
+  const auto value = [&](int code) {
+    const int field = code >> mantissa, rest = code % (1 << mantissa);
+    return std::ldexp(field ? rest + (1 << mantissa) : rest, std::max(field, 1) - bias - mantissa);
+  };
+  const double magnitude = std::fabs(v);
+  int best = 0;
+  for (int code = 1; code <= largest; ++code) {
+    const double distance = std::fabs(value(code) - magnitude), least = std::fabs(value(best) - magnitude);
+    if (distance < least || (distance == least && code % 2 == 0)) best = code;
+  }
+  if (magnitude > value(largest)) best = largest;
+  return static_cast<uint32_t>(best) | (std::signbit(v) ? 0x80 : 0);
+}
+
 uint32_t Pack(Half type, float low, float high) {
   return Round(type, low) | static_cast<uint32_t>(Round(type, high)) << 16;
 }

@@ -1,6 +1,7 @@
 // ptx.cuh: takes the place of ffi/cuda/ptx.cuh, whose assembly is not for the host; instructions.cc computes the same.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -12,6 +13,9 @@ uint32_t Pack(Half type, float low, float high);
 float Unpack(Half type, uint32_t packed, int i);
 void ExchangeMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]);
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]);
+
+enum class Float8 { kE4M3, kE5M2 };
+uint32_t Convert(Float8 type, float v);
 
 void WaitForPreviousLaunch();
 void ArriveAtCluster();
@@ -39,6 +43,16 @@ uint32_t Pack(float low, float high) {
 template <typename T>
 float2 Unpack(uint32_t packed) {
   return {emulation::Unpack(kHalf<T>, packed, 0), emulation::Unpack(kHalf<T>, packed, 1)};
+}
+
+inline float MaxOrNan(float a, float b) { return std::isnan(a + b) ? NAN : std::max(a, b); }
+inline float MinOrNan(float a, float b) { return std::isnan(a + b) ? NAN : std::min(a, b); }
+
+inline uint32_t ConvertToE4M3(float low, float high) {
+  return emulation::Convert(emulation::Float8::kE4M3, low) | emulation::Convert(emulation::Float8::kE4M3, high) << 8;
+}
+inline uint32_t ConvertToE5M2(float low, float high) {
+  return emulation::Convert(emulation::Float8::kE5M2, low) | emulation::Convert(emulation::Float8::kE5M2, high) << 8;
 }
 
 template <int kDimension>

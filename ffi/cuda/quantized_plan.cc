@@ -1,0 +1,41 @@
+// quantized_plan.cc: the launch that transforms rows and turns the results into codes.
+#include "kernels.h"
+#include "plan.h"
+
+namespace jax_hadacore::cuda {
+namespace {
+
+constexpr bool IsPowerOfTwo(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+
+// Groups shorter than a row are found by the lanes of one warp: these hold 8 elements each of a short row, and of a
+// longer one 4, or 2 where that suits the GPU with the least shared memory.
+constexpr int64_t MostOfGroup(int64_t n) { return n <= 1024 ? 256 : n < kOnePass ? 128 : 64; }
+constexpr int64_t kLeastOfGroup = 16;
+
+}  // namespace
+
+bool FusesCodes(const Problem& p, const Quantization& q) {
+  return (p.dtype == Dtype::kF16 || p.dtype == Dtype::kBF16) && p.factor_count == 0 && !p.signs &&
+         p.n >= int64_t{1} << kLeastQuantizedBits && p.n <= int64_t{1} << kMostQuantizedBits &&
+         (q.group == p.n || q.scale == Scale::kGiven ||
+          (IsPowerOfTwo(q.group) && q.group >= kLeastOfGroup && q.group <= MostOfGroup(p.n) && q.group < p.n));
+}
+
+Launch PlanCodes(const Problem& p, const Quantization& q, const void* x, const QuantizedBuffers& results,
+                 const Gpu& gpu) {
+  const int bits = Log2(p.n);
+  const Kernel kernel = p.dtype == Dtype::kF16 ? QuantizedRowsKernel<F16>(bits, gpu.shared_bytes)
+                                               : QuantizedRowsKernel<BF16>(bits, gpu.shared_bytes);
+  Launch launch = OnRows(kernel, x, results.codes, p.rows, p.n, p.scale, gpu);
+  Work& work = launch.work;
+  work.scales = results.scales;
+  work.zero_points = results.zero_points;
+  work.given = q.given;
+  work.code = q.code;
+  work.scale_type = q.scale;
+  // With a scale that is given any group will do: a row.
+  work.group_bits = q.scale == Scale::kGiven ? bits : Log2(q.group);
+  return launch;
+}
+
+}  // namespace jax_hadacore::cuda

@@ -1,0 +1,143 @@
+// quantized_rows.cuh: aligned 16-bit rows of 32 to 32768 elements whose results become codes: the transforms of
+// short_rows.cuh and long_rows.cuh with other ends.
+#pragma once
+
+#include "codes.cuh"
+#include "rows_table.cuh"
+
+namespace jax_hadacore::cuda {
+
+// A fragment's float32 sums, of rows of 2^kBits elements that do not touch one another. `unsafe`: a lane holds what
+// may spread (Fragment::HasUnsafe).
+template <int kBits, typename Fragment, typename Matrices>
+__device__ __forceinline__ void TransformApart(float (&v)[kSlots], Fragment& fragment, bool unsafe,
+                                               const Matrices& matrices) {
+  if (!unsafe) return fragment.Transform(v, matrices);
+  float alone[kSlots];
+  const unsigned done = fragment.template UnsafeRows<kBits>();
+  fragment.template TransformByButterflies<kBits>(alone);
+  fragment.Zero(done);
+  fragment.Transform(v, matrices);
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s)
+    if (done >> s & 1) v[s] = alone[s];
+}
+
+// Stores the codes of a lane's 8 consecutive values.
+__device__ __forceinline__ void StoreSlots(const Quantizer& quantizer, const float (&v)[kSlots],
+                                           const Quantizer::Group& group, int64_t at) {
+  const float low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
+  quantizer.StorePair(quantizer.Codes(low, group), quantizer.Codes(high, group), at);
+}
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) QuantizedShortRows(const Work work) {
+  constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments;
+  static_assert(kBits >= 5, "a lane's elements are of one row and one group, and whole rows end with a group of lanes");
+  const int lane = Lane(), warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t first = (blockIdx.x * Shape::kRowsPerBlock << kBits) + warp * kFragments * kFragment + kSlots * lane;
+  const int64_t end = work.count << kBits;
+  const typename Fragment<T>::template Matrices<kBits, (kFragments > 2)> matrices;
+
+  WaitForPreviousLaunch();
+  Fragment<T> fragments[kFragments];
+  bool unsafe = false;
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) {
+    const int64_t at = first + f * kFragment;
+    const uint4 v =
+        at < end ? *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(work.x) + at) : make_uint4(0, 0, 0, 0);
+    uint32_t (&raw)[4] = fragments[f].raw;
+    raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
+    if constexpr (kBits < 8) unsafe |= fragments[f].HasUnsafe();
+  }
+  if constexpr (kBits < 8) unsafe = __any_sync(kWarp, unsafe);
+
+  float v[kFragments][kSlots];
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) {
+    if constexpr (kBits < 8) {
+      TransformApart<kBits>(v[f], fragments[f], unsafe, matrices);
+    } else {
+      fragments[f].Transform(v[f], matrices);
+    }
+  }
+  if constexpr (kBits > 8) Butterflies(v);
+
+  const Quantizer quantizer(work);
+  const bool asymmetric = quantizer.asymmetric();
+  Span spans[kFragments];
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) v[f][s] *= work.float_scale;
+    spans[f].Include(v[f], asymmetric);
+  }
+  if (kBits > 8 && work.group_bits > 8) {  // the warp's one row
+#pragma unroll
+    for (int f = 1; f < kFragments; ++f) spans[0].Include(spans[f], asymmetric);
+    spans[0].IncludeLanes(32, asymmetric);
+    const Quantizer::Group group = quantizer.FindGroup(spans[0], first >> kBits, lane == 0 && first < end);
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+      if (first < end) StoreSlots(quantizer, v[f], group, first + f * kFragment);
+  } else {
+    const int lanes = 1 << (work.group_bits - 3);
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) {
+      const int64_t at = first + f * kFragment;
+      spans[f].IncludeLanes(lanes, asymmetric);
+      const Quantizer::Group group =
+          quantizer.FindGroup(spans[f], at >> work.group_bits, lane % lanes == 0 && at < end);
+      if (at < end) StoreSlots(quantizer, v[f], group, at);
+    }
+  }
+}
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor))
+    QuantizedLongRows(const Work work) {
+  TransformLongRows<T, Quantized, Shape, true, false>(work, nullptr);
+}
+
+// With the shapes for many rows.
+template <typename T, int kBits, int kFragments>
+Kernel MakeQuantizedRowsKernel(ShortRowsShape<kBits, kFragments> shape) {
+  const auto function = &QuantizedShortRows<T, ShortRowsShape<kBits, kFragments>>;
+  return KernelOf<T, true>(shape, "short rows to codes", reinterpret_cast<const void*>(function));
+}
+
+template <typename T, int kBits, int kFragments, int kBlocks, typename E, typename R>
+Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> shape) {
+  using Shape = LongRowsShape<kBits, kFragments, kBlocks, E, R>;
+  const auto function = &QuantizedLongRows<T, Shape>;
+  Kernel kernel = KernelOf<T, true>(shape, "long rows to codes", reinterpret_cast<const void*>(function));
+  kernel.shared_bytes = Shape::template kSharedBytesForCodes<typename Element<T>::Storage>;
+  return kernel;
+}
+
+template <typename T, int kBits>
+Kernel MakeQuantizedRowsKernel(int64_t shared_bytes) {
+  using Row = RowsChoice<T, kBits>;
+  const Kernel many = MakeQuantizedRowsKernel<T>(typename Row::Many{});
+  if constexpr (kBits == kMostQuantizedBits)
+    if (many.shared_bytes > shared_bytes) return MakeQuantizedRowsKernel<T>(typename Row::Few{});
+  return many;
+}
+
+template <typename T, int... i>
+Kernel QuantizedRowsKernel(int bits, int64_t shared_bytes, std::integer_sequence<int, i...>) {
+  Kernel kernel{};
+  ((bits == kLeastQuantizedBits + i ? void(kernel = MakeQuantizedRowsKernel<T, kLeastQuantizedBits + i>(shared_bytes))
+                                    : void()),
+   ...);
+  return kernel;
+}
+
+template <typename T>
+Kernel QuantizedRowsKernel(int bits, int64_t shared_bytes) {
+  constexpr int kCount = kMostQuantizedBits - kLeastQuantizedBits + 1;
+  return QuantizedRowsKernel<T>(bits, shared_bytes, std::make_integer_sequence<int, kCount>{});
+}
+
+}  // namespace jax_hadacore::cuda

@@ -1,0 +1,241 @@
+"""The CUDA kernels whose results become codes, emulated and, with --require-gpu, on the GPU."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import HALVES, lengths, normal, rng
+from kernels import LEAST_SHARED, Quantization, Request
+from oracle import transform
+
+BFLOAT16 = HALVES[1]
+LENGTHS = tuple(2**k for k in range(5, 16))
+halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
+CODES = {
+    "int8": (127, None),
+    "int4": (7, None),
+    "float8_e4m3fn": (448, ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": (57344, ml_dtypes.float8_e5m2),
+    "float4_e2m1fn": (6, ml_dtypes.float4_e2m1fn),
+}
+ROW = None
+FORMATS = [
+    ("int8", "float32", ROW),
+    ("float8_e4m3fn", "float32", ROW),
+    ("float8_e5m2", "float32", ROW),
+    ("int4", "float32", ROW),
+    ("int8", "float32", 32),
+    ("float8_e4m3fn", "float32", 64),
+    ("int4", "float32", 32),
+    ("float8_e4m3fn", "float8_e8m0fnu", 32),
+    ("float4_e2m1fn", "float8_e8m0fnu", 32),
+    ("float4_e2m1fn", "float8_e4m3fn", 16),
+    ("int8", "given", ROW),
+    ("int4", "given", ROW),
+    ("float8_e4m3fn", "given", ROW),
+]
+formats = pytest.mark.parametrize("form", FORMATS, ids=lambda form: "-".join(map(str, form)))
+
+
+def quantization(form, n, *, asymmetric=False):
+    code, scale, group = form
+    return Quantization(code, scale, min(group or n, n), asymmetric)
+
+
+def code_bits(code, v):
+    """The code of float32 values, as bits."""
+    most, dtype = CODES[code]
+    if dtype is None:
+        rounded = np.rint(np.clip(np.nan_to_num(v, nan=0, posinf=most, neginf=-most), -most, most))
+        return rounded.astype(np.int8).view(np.uint8) & (15 if code == "int4" else 255)
+    return np.clip(v, -most, most).astype(dtype).view(np.uint8)
+
+
+def oracle(w, q, given=None):
+    """The codes, scales and zero points of float32 values, one NumPy operation after the other."""
+    rows, n = w.shape
+    groups = w.reshape(rows, n // q.group, q.group)
+    most = np.float32(CODES[q.code][0])
+    with np.errstate(all="ignore"):
+        if q.asymmetric:
+            low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+            scale = np.maximum((high - low) / np.float32(15), np.float32(2.0**-126))
+            scale = np.where(high == low, np.float32(1), scale)
+            inverse = np.float32(1) / scale
+            zero = np.rint(np.float32(-8) - low * inverse)
+            codes = np.clip(np.rint(groups * inverse[..., None]) + zero[..., None], -8, 7)
+            broken = ~np.isfinite(high - low)
+            codes, zero = np.where(broken[..., None], 0, codes), np.where(broken, 0, zero)
+            return codes.astype(np.int8).view(np.uint8).reshape(rows, n) & 15, scale, zero.astype(np.int8)
+        amax = abs(groups).max(-1)
+        finite = np.isfinite(amax)
+        if q.scale == "given":
+            stored, inverse, finite = None, np.full(amax.shape, np.float32(1) / np.float32(given)), amax == amax
+            finite[:] = True
+        elif q.scale == "float32":
+            stored = np.where(amax == 0, np.float32(1), np.maximum(amax / most, np.float32(2.0**-126)))
+            inverse = np.float32(1) / stored
+        elif q.scale == "float8_e8m0fnu":
+            exponent = np.frexp(np.where(finite & (amax > 0), amax, 1))[1] - 1
+            exponent = np.where(amax > 0, np.clip(exponent - {6: 2, 448: 8}[int(most)], -127, 127), 0)
+            stored = np.where(finite, exponent + 127, 255).astype(np.uint8)
+            inverse = np.where(finite, np.ldexp(np.float32(1), -exponent), np.float32(np.nan)).astype(np.float32)
+        else:
+            unit = np.float32(1 if given is None else given)
+            stored = np.minimum(amax / (np.float32(6) * unit), np.float32(448)).astype(ml_dtypes.float8_e4m3fn)
+            stored = np.where((stored == 0) & (amax > 0), ml_dtypes.float8_e4m3fn(2.0**-9), stored)
+            stored = np.where(amax == 0, ml_dtypes.float8_e4m3fn(1), stored)
+            stored = np.where(finite, stored, ml_dtypes.float8_e4m3fn(np.nan))
+            inverse = np.float32(1) / (stored.astype(np.float32) * unit)
+            stored = stored.view(np.uint8)
+        codes = code_bits(q.code, groups * inverse[..., None])
+        if CODES[q.code][1] is None or q.code == "float4_e2m1fn":
+            codes = np.where(finite[..., None], codes, 0)
+        return codes.reshape(rows, n), stored, None
+
+
+def same_codes(code, a, b):
+    """Whether codes are equal, or both NaN."""
+    dtype = CODES[code][1]
+    if dtype is None or code == "float4_e2m1fn":
+        return a == b
+    return (a == b) | (np.isnan(a.view(dtype)) & np.isnan(b.view(dtype)))
+
+
+def assert_same(kernel, x, q, scale, *, given=None, **schedule):
+    """Compares with the oracle where the transform is exact in float32."""
+    codes, scales, zeros = kernel.codes(x, q, scale, given=given, **schedule)
+    with np.errstate(all="ignore"):
+        w = (transform(x.astype(np.float64), scale=1) * scale).astype(np.float32)
+    expected = oracle(w, q, given)
+    np.testing.assert_array_equal(scales, expected[1]) if scales is not None else None
+    np.testing.assert_array_equal(zeros, expected[2]) if zeros is not None else None
+    assert same_codes(q.code, codes, expected[0]).all()
+
+
+def integers(shape, dtype, most=16):
+    """Integers whose sums are exact in float32, with outliers."""
+    x = rng("integers", *shape).integers(-most, most + 1, shape).astype(np.float64)
+    x[..., 3] *= 8
+    return x.astype(dtype)
+
+
+def rows_for(n):
+    return max(2, 2048 // n) + 1
+
+
+class TestExact:
+    @halves
+    @lengths(*LENGTHS)
+    @formats
+    def test_codes_scales(self, kernel, n, dtype, form):
+        given = 0.37 if form[1] == "given" else None
+        assert_same(kernel, integers((rows_for(n), n), dtype), quantization(form, n), 2.0**-3, given=given)
+
+    @lengths(32, 128, 1024, 2048, 32768)
+    @pytest.mark.parametrize("group", [ROW, 32], ids=["row", "32"])
+    def test_zero_points(self, kernel, n, group):
+        q = quantization(("int4", "float32", group), n, asymmetric=True)
+        x = integers((rows_for(n), n), BFLOAT16)
+        x[1, 0] = 255  # all results positive on the whole
+        assert_same(kernel, x, q, 2.0**-5)
+
+    @lengths(16, 256)
+    def test_tensor_scale(self, kernel, n):
+        q = Quantization("float4_e2m1fn", "float8_e4m3fn", 16)
+        assert_same(kernel, integers((5, 64), BFLOAT16), q, 1.0, given=n / 77)
+
+    @lengths(32, 512, 4096)
+    @formats
+    def test_zeros(self, kernel, n, form):
+        x = np.zeros((3, n), BFLOAT16)
+        x[1, :5] = 3
+        assert_same(kernel, x, quantization(form, n), 1.0, given=1.0)
+
+    @lengths(64, 1024, 2048)
+    @formats
+    @pytest.mark.parametrize("scale", [2.0**-140, 2.0**-126, 2.0**-100, 2.0**100])
+    def test_extremes(self, kernel, n, form, scale):
+        x = np.zeros((4, n), BFLOAT16)
+        x[:, 0], x[1, 1], x[2] = 1, 1, 0
+        assert_same(kernel, x, quantization(form, n), scale, given=1.0)
+
+    @lengths(64, 256, 1024, 4096)
+    @formats
+    def test_ties(self, kernel, n, form):
+        # A single element per row: all results have its magnitude; with two, sums and differences.
+        x = np.zeros((64, n), BFLOAT16)
+        x[:, 0] = np.arange(64) / 4
+        x[:, 1] = 7.5
+        assert_same(kernel, x, quantization(form, n), 1.0, given=0.5)
+
+
+class TestNonFinite:
+    @halves
+    @lengths(32, 64, 256, 512, 1024, 2048, 8192)
+    @formats
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_stays_in_its_row(self, kernel, n, dtype, form, value):
+        x = integers((rows_for(n), n), dtype)
+        q = quantization(form, n)
+        given = 0.5 if q.scale == "given" else None
+        clean = kernel.codes(x, q, 0.25, given=given)
+        x[1, 5] = value
+        broken = kernel.codes(x, q, 0.25, given=given)
+        others = np.arange(len(x)) != 1
+        for a, b in zip(clean, broken, strict=True):
+            if a is not None:
+                np.testing.assert_array_equal(a[others], b[others])
+        if q.scale == "float32":
+            assert not np.isfinite(broken[1][1]).any()
+        elif q.scale != "given":
+            assert (broken[1][1] == (0xFF if q.scale == "float8_e8m0fnu" else 0x7F)).all()
+
+
+class TestRandom:
+    @halves
+    @lengths(*LENGTHS)
+    @formats
+    def test_few_codes_move(self, kernel, n, dtype, form):
+        x, q = normal((rows_for(n), n), dtype), quantization(form, n)
+        given = 0.03 if q.scale == "given" else None
+        codes, scales, _ = kernel.codes(x, q, n**-0.5, given=given)
+        exact = transform(x.astype(np.float64)).astype(np.float32)
+        expected, expected_scales, _ = oracle(exact, q, given)
+        moved = ~same_codes(q.code, codes, expected)
+        if scales is not None and scales.dtype == np.uint8:
+            moved = moved.reshape(*scales.shape, q.group)[scales == expected_scales]
+        assert moved.mean() <= 3e-3
+
+    @lengths(32, 1024, 4096)
+    @pytest.mark.parametrize("rows", [1, 2, 7])
+    def test_rows_do_not_depend_on_their_number(self, kernel, n, rows):
+        x, q = normal((9, n), BFLOAT16), Quantization("float8_e4m3fn", "float32", n)
+        every = kernel.codes(x, q, n**-0.5)
+        for a, b in zip(every, kernel.codes(x[:rows], q, n**-0.5, processors=1, order=1), strict=True):
+            if a is not None:
+                np.testing.assert_array_equal(a[:rows], b)
+
+    def test_least_shared_memory(self, kernel):
+        n = 32768
+        assert_same(
+            kernel, integers((3, n), BFLOAT16), Quantization("int8", "float32", n), 0.5, shared_bytes=LEAST_SHARED
+        )
+        q = Quantization("float4_e2m1fn", "float8_e8m0fnu", 32)
+        assert_same(kernel, integers((3, n), BFLOAT16), q, 0.5, shared_bytes=LEAST_SHARED)
+
+
+def test_what_is_fused(emulator):
+    def fuses(n, group, dtype=BFLOAT16, scale="float32", **more):
+        return emulator.fuses_codes(Request(dtype, n, 1, **more), Quantization("int8", scale, group))
+
+    assert all(fuses(n, n) for n in LENGTHS)
+    assert fuses(4096, 128)
+    assert fuses(1024, 256)
+    assert fuses(4096, 7, scale="given")
+    assert not fuses(16, 16)
+    assert not fuses(65536, 65536)
+    assert not fuses(4096, 256)
+    assert not fuses(4096, 8)
+    assert not fuses(4096, 8192)
+    assert not fuses(4096, 4096, np.dtype(np.float32))
+    assert not fuses(4096, 4096, signs=np.ones(4096, np.int8))

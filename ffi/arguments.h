@@ -2,6 +2,7 @@
 // *_ffi.cc only.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -15,27 +16,32 @@ namespace jax_hadacore {
 //   orders (int64[])        the orders of the factors that are no powers of two, at most two of them
 //   factors (uint32[])      their packed signs, one factor after the other
 //   matrix (float64[])      in place of these, the entries of a single factor
-//   signs (uint32[])        packed signs of n elements; a second operand (uint32[]) in place of it
+//   signs (uint32[])        packed signs of n elements; an operand of that type in place of it
 //   signs_last (bool)       apply the signs after the transform
 class ProblemReader {
  public:
-  ProblemReader(const xla::ffi::AnyBuffer& x, const xla::ffi::RemainingArgs& more, const xla::ffi::AnyBuffer& y,
+  ProblemReader(const xla::ffi::AnyBuffer& x, const xla::ffi::RemainingArgs& more,
                 const xla::ffi::Dictionary& attributes)
-      : x_(x), more_(more), y_(y), attributes_(attributes) {}
+      : x_(x), more_(more), attributes_(attributes) {}
 
-  xla::ffi::ErrorOr<Problem> Read() {
+  // Of a call whose result is y.
+  xla::ffi::ErrorOr<Problem> Read(const xla::ffi::AnyBuffer& y) {
     Problem problem{};
-    if (ReadBuffers(problem) && ReadFactors(problem) && ReadSigns(problem)) return problem;
-    return xla::ffi::Unexpected(xla::ffi::Error::InvalidArgument("jax_hadacore: " + why_));
+    if (ReadProblem(problem) && CheckResult(y)) return problem;
+    return Error();
   }
 
- private:
-  template <typename T>
-  using Span = xla::ffi::Span<const T>;
+ protected:
+  using Buffer = xla::ffi::AnyBuffer;
+
+  bool ReadProblem(Problem& problem) { return ReadOperands(problem) && ReadFactors(problem) && ReadSigns(problem); }
 
   bool Fail(std::string why) {
     why_ = std::move(why);
     return false;
+  }
+  xla::ffi::Unexpected<xla::ffi::Error> Error() const {
+    return xla::ffi::Unexpected(xla::ffi::Error::InvalidArgument("jax_hadacore: " + why_));
   }
 
   // False where an attribute that is there is of another type.
@@ -48,19 +54,35 @@ class ProblemReader {
     return true;
   }
 
-  bool ReadBuffers(Problem& problem) {
+  static std::string Name(xla::ffi::DataType type) { return "XLA type " + std::to_string(static_cast<int>(type)); }
+
+  const Buffer& x_;
+  std::optional<Buffer> given_;  // the operand of type f32 after x, which calls that quantise may have
+
+ private:
+  template <typename T>
+  using Span = xla::ffi::Span<const T>;
+
+  bool ReadOperands(Problem& problem) {
     namespace ffi = xla::ffi;
     switch (x_.element_type()) {
       case ffi::F16: problem.dtype = Dtype::kF16; break;
       case ffi::BF16: problem.dtype = Dtype::kBF16; break;
       case ffi::F32: problem.dtype = Dtype::kF32; break;
       case ffi::F64: problem.dtype = Dtype::kF64; break;
-      default:
-        return Fail("the element type must be f16, bf16, f32 or f64, got XLA type " +
-                    std::to_string(static_cast<int>(x_.element_type())));
+      default: return Fail("the element type must be f16, bf16, f32 or f64, got " + Name(x_.element_type()));
     }
-    if (y_.element_type() != x_.element_type() || y_.element_count() != x_.element_count())
-      return Fail("the result must have the operand's type and size");
+    // Told apart by their types.
+    for (size_t i = 0; i < more_.size(); ++i) {
+      const auto operand = more_.get<Buffer>(i);
+      if (operand.has_error()) return Fail("an operand is no array");
+      const ffi::DataType type = operand->element_type();
+      if (type != ffi::U32 && type != ffi::F32)
+        return Fail("an operand after x must be signs, of type u32, or a scale, of type f32, got " + Name(type));
+      std::optional<Buffer>& found = type == ffi::U32 ? signs_ : given_;
+      if (found) return Fail("there may be one operand of each type after x, got two of " + Name(type));
+      found = *operand;
+    }
     if (x_.dimensions().size() == 0) return Fail("the operand must have at least one dimension");
     if (!attributes_.contains("scale")) return Fail("the attribute scale is missing");
     const int64_t last = x_.dimensions().back();
@@ -110,17 +132,11 @@ class ProblemReader {
   bool ReadSigns(Problem& problem) {
     Span<uint32_t> signs;
     if (!Attribute("signs", signs) || !Attribute("signs_last", problem.signs_last)) return false;
-    if (more_.size() > 1) return Fail("there may be one operand besides x, got " + std::to_string(more_.size()));
     size_t words = signs.size();
     if (words) problem.signs = signs.begin();
-    if (more_.size() == 1) {
-      const auto operand = more_.get<xla::ffi::AnyBuffer>(0);
-      if (operand.has_error() || operand->element_type() != xla::ffi::U32)
-        return Fail("signs must be of type u32, got " +
-                    (operand.has_error() ? "no array"
-                                         : "XLA type " + std::to_string(static_cast<int>(operand->element_type()))));
-      words = operand->element_count();
-      problem.signs = static_cast<const uint32_t*>(operand->untyped_data());
+    if (signs_) {
+      words = signs_->element_count();
+      problem.signs = static_cast<const uint32_t*>(signs_->untyped_data());
       problem.signs_on_device = true;
     }
     if (problem.signs && problem.rows > 0 && words != static_cast<size_t>(SignWords(problem.n)))
@@ -129,10 +145,16 @@ class ProblemReader {
     return true;
   }
 
-  const xla::ffi::AnyBuffer& x_;
+  bool CheckResult(const Buffer& y) {
+    if (given_) return Fail("an operand after x must be signs, of type u32");
+    if (y.element_type() != x_.element_type() || y.element_count() != x_.element_count())
+      return Fail("the result must have the operand's type and size");
+    return true;
+  }
+
   const xla::ffi::RemainingArgs& more_;
-  const xla::ffi::AnyBuffer& y_;
   const xla::ffi::Dictionary& attributes_;
+  std::optional<Buffer> signs_;
   std::string why_;
 };
 

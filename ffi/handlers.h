@@ -4,9 +4,11 @@
 struct XLA_FFI_Error;
 struct XLA_FFI_CallFrame;
 
-// XLA's handlers. Each module defines one.
+// XLA's handlers. Each module defines those of its platform.
 extern "C" XLA_FFI_Error* JaxHadacoreHadamardCpu(XLA_FFI_CallFrame* call_frame);
 extern "C" XLA_FFI_Error* JaxHadacoreHadamardCuda(XLA_FFI_CallFrame* call_frame);
+extern "C" XLA_FFI_Error* JaxHadacoreQuantizeCpu(XLA_FFI_CallFrame* call_frame);
+extern "C" XLA_FFI_Error* JaxHadacoreQuantizeCuda(XLA_FFI_CallFrame* call_frame);
 
 namespace jax_hadacore {
 

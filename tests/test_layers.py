@@ -87,10 +87,8 @@ def test_outside_headers_stay_in_their_layer(path):
         assert not [found for found in includes(path) if found.startswith("nanobind")]
     if path.name != "module.cc":
         assert not [found for found in includes(path) if found.endswith("problem_binding.h")]
-    if not path.name.endswith("_ffi.cc") and path.name != "arguments.h":
-        assert not [found for found in includes(path) if found.startswith("xla/")]
-    if path.name != "arguments.h" and not path.name.endswith("_ffi.cc"):
-        assert not [found for found in includes(path) if found.endswith("arguments.h")]
+    if not path.name.endswith(("_ffi.cc", "arguments.h")):
+        assert not [found for found in includes(path) if found.startswith("xla/") or found.endswith("arguments.h")]
     if path.suffix in {".cu", ".cuh"} or path.name in {"problem.h", "kernel.h"}:
         assert not [found for found in includes(path) if found.endswith(("handlers.h", "Python.h"))]
     if path.parent.name == "cpu":

@@ -15,7 +15,7 @@ namespace ffi = xla::ffi;
 
 ffi::Error Hadamard(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs more, ffi::Result<ffi::AnyBuffer> y,
                     ffi::Dictionary attributes) try {
-  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more, *y, attributes).Read();
+  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more, attributes).Read(*y);
   if (problem.has_error()) return problem.error();
   const int64_t threads = ThreadsWorth(*problem, pool.num_threads());
   if (threads == 1) {

@@ -34,7 +34,7 @@ void Debug(const Problem& problem, const Buffers& buffers) {
 // record it into a command buffer.
 ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::RemainingArgs more_operands,
                     ffi::Result<ffi::AnyBuffer> y, ffi::RemainingRets more, ffi::Dictionary attributes) {
-  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more_operands, *y, attributes).Read();
+  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more_operands, attributes).Read(*y);
   if (problem.has_error()) return problem.error();
   if (problem->rows == 0) return ffi::Error::Success();
 

@@ -168,7 +168,7 @@ class Kernel:
             guarded(groups, np.dtype(np.int8)) if quantization.asymmetric else None,
         )
         given = None if given is None else np.full(1, given, np.float32)
-        self._run_codes(request, quantization, operand, given, results, schedule)
+        self._run_codes(request, quantization, (operand, *results), given, schedule)
         for buffer in (operand, *filter(None, results)):
             assert_guards_are_whole(buffer)
         codes, *more = (r.array if r else None for r in results)
@@ -287,7 +287,8 @@ class Emulator(Kernel):
         with self._problem(request) as problem:
             return bool(self._library.emulation_fuses_codes(problem, ctypes.byref(quantization.struct(0))))
 
-    def _run_codes(self, request, quantization, x, given, results, schedule):
+    def _run_codes(self, request, quantization, buffers, given, schedule):
+        x, *results = buffers
         addresses = QuantizedBuffersStruct(*(r.array.ctypes.data if r else None for r in results))
         struct = quantization.struct(given.ctypes.data if given is not None else 0)
         with self._problem(request) as problem:
@@ -331,6 +332,28 @@ class Gpu(Kernel):
         transform_on_gpu(request, *(address(on_device[id(b.raw)]) + b.offset for b in buffers))
         for key, memory in memories.items():
             memory[:] = np.asarray(on_device[key])
+
+    def _run_codes(self, request, quantization, buffers, given, schedule):
+        from jax_hadacore import _cuda  # noqa: PLC0415  only where there is a GPU
+
+        del schedule
+        on_device = jax.block_until_ready(
+            jax.device_put([b.raw if b else None for b in buffers] + [given], jax.devices("gpu")[0])
+        )
+        *memories, scale = on_device
+        x, *results = (address(m) + b.offset if b else 0 for m, b in zip(memories, buffers, strict=True))
+        native = _cuda.Quantization(
+            getattr(_cuda.Code, quantization.code),
+            getattr(_cuda.Scale, quantization.scale),
+            quantization.group,
+            quantization.asymmetric,
+            0 if scale is None else address(scale),
+        )
+        with native_problem(request) as problem:
+            _cuda.quantize(problem, native, x, _cuda.QuantizedBuffers(*results))
+        for buffer, memory in zip(buffers, memories, strict=True):
+            if buffer:
+                buffer.raw[:] = np.asarray(memory)
 
 
 @contextlib.contextmanager

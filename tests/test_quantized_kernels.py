@@ -69,8 +69,11 @@ def oracle(w, q, given=None):
         amax = abs(groups).max(-1)
         finite = np.isfinite(amax)
         if q.scale == "given":
-            stored, inverse, finite = None, np.full(amax.shape, np.float32(1) / np.float32(given)), amax == amax
-            finite[:] = True
+            stored, inverse, finite = (
+                None,
+                np.full(amax.shape, np.float32(1) / np.float32(given)),
+                np.full_like(amax, True),
+            )
         elif q.scale == "float32":
             stored = np.where(amax == 0, np.float32(1), np.maximum(amax / most, np.float32(2.0**-126)))
             inverse = np.float32(1) / stored

@@ -22,7 +22,14 @@ struct Times {
 // in turn, `replays` times each. Throws std::runtime_error with CUDA's message.
 std::vector<Times> Measure(const Problem& problem, const Buffers& buffers, int sets, int launches, int replays);
 
+// The same of a transform whose results become codes, against kernels that read and write as many bytes: `sets` of x,
+// and of codes and scales, lie one after the other.
+std::vector<Times> MeasureCodes(const Problem& problem, const Quantization& quantization, const void* x,
+                                const QuantizedBuffers& results, int sets, int launches, int replays);
+
 // Transforms on a stream of its own and waits. Throws std::runtime_error with CUDA's message.
 void TransformAndWait(const Problem& problem, const Buffers& buffers);
+void QuantizeAndWait(const Problem& problem, const Quantization& quantization, const void* x,
+                     const QuantizedBuffers& results);
 
 }  // namespace jax_hadacore::cuda

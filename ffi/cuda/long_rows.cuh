@@ -6,6 +6,7 @@
 
 #include "codes.cuh"
 #include "fragment.cuh"
+#include "kernels.h"
 
 namespace jax_hadacore::cuda {
 
@@ -166,7 +167,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
           fragments[segment][i].Apply(
               Fragment<In>::template SlotSigns<Shape::kBits>(signs + (segment * kSegment + i * kFragment) / 32));
     }
-    if constexpr (kSigned) KeepOutOfRegisters(thread);
+    if constexpr (kSigned || kQuantized) KeepOutOfRegisters(thread);
     float v[kOutputs][kPer][kSlots];
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
@@ -189,7 +190,10 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
     }
 
     // Codes have to wait for the whole row.
-    std::conditional_t<kQuantized, KeptRow<Shape::kParts * kSteps, kWarps, kWidth, kChunk>, Nothing> results;
+    std::conditional_t<kQuantized,
+                       KeptRow<Shape::kParts * kSteps, kWarps, kWidth, kChunk, (Shape::kBits < kMostQuantizedBits)>,
+                       Nothing>
+        results;
 
     // The bits above a chunk: each thread the same few elements of every chunk.
 #pragma unroll
@@ -219,7 +223,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
         Butterflies(u);
         int sum = part * kPart + at;  // among a warp's sums
         if constexpr (kQuantized) {
-          results.Keep(part * kSteps + step, u, sum / kChunk * kSegment + sum % kChunk, scale);
+          results.Keep(part * kSteps + step, u, scale);
         } else {
           OutStorage* to = y + row * kN + sum / kChunk * kSegment + sum % kChunk;
           const auto store = [&](auto signs_of) {
@@ -244,7 +248,13 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
         }
       }
     }
-    if constexpr (kQuantized) results.Store(quantizer, row * kN, Shape::kBits, work.group_bits, spans);
+    if constexpr (kQuantized) {
+      KeepOutOfRegisters(thread);
+      results.Store(quantizer, work, row * kN, Shape::kBits, spans, [&](int set) {
+        const int sum = set / kSteps * kPart + (set % kSteps * Shape::kThreads + thread) * kWidth;
+        return sum / kChunk * kSegment + sum % kChunk;
+      });
+    }
   }
 }
 

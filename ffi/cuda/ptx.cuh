@@ -37,16 +37,18 @@ __device__ __forceinline__ float2 Unpack(uint32_t packed) {
   return v;
 }
 
-// The larger and the smaller of two, NaN where one is.
+// The larger of two, NaN where one is.
 __device__ __forceinline__ float MaxOrNan(float a, float b) {
   float v;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
   return v;
 }
-__device__ __forceinline__ float MinOrNan(float a, float b) {
-  float v;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
-  return v;
+
+// 1 / v, up to an error of 1 in the last place; 0 of an infinity.
+__device__ __forceinline__ float ApproximateReciprocal(float v) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(v));
+  return reciprocal;
 }
 
 // Two float8 numbers, rounded to nearest even: what is too large becomes the largest, and NaN 0x7f. From sm_89 on.

@@ -7,9 +7,9 @@ namespace {
 
 constexpr bool IsPowerOfTwo(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
-// Groups shorter than a row are found by the lanes of one warp: these hold 8 elements each of a short row, and of a
-// longer one 4, or 2 where that suits the GPU with the least shared memory.
-constexpr int64_t MostOfGroup(int64_t n) { return n <= 1024 ? 256 : n < kOnePass ? 128 : 64; }
+// Groups shorter than a row are found by the lanes of one warp, which hold 8 elements each of a short row and 4 of a
+// longer one. The longest have no registers for them.
+constexpr int64_t MostOfGroup(int64_t n) { return n <= 1024 ? 256 : n < int64_t{1} << kMostQuantizedBits ? 128 : 0; }
 constexpr int64_t kLeastOfGroup = 16;
 
 }  // namespace
@@ -31,6 +31,8 @@ Launch PlanCodes(const Problem& p, const Quantization& q, const void* x, const Q
   work.scales = results.scales;
   work.zero_points = results.zero_points;
   work.given = q.given;
+  work.steps = q.asymmetric ? 15 : LargestCode(q.code);
+  work.inverse_steps = 1 / work.steps;
   work.code = q.code;
   work.scale_type = q.scale;
   // With a scale that is given any group will do: a row.

@@ -23,15 +23,9 @@ __device__ __forceinline__ void TransformApart(float (&v)[kSlots], Fragment& fra
     if (done >> s & 1) v[s] = alone[s];
 }
 
-// Stores the codes of a lane's 8 consecutive values.
-__device__ __forceinline__ void StoreSlots(const Quantizer& quantizer, const float (&v)[kSlots],
-                                           const Quantizer::Group& group, int64_t at) {
-  const float low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
-  quantizer.StorePair(quantizer.Codes(low, group), quantizer.Codes(high, group), at);
-}
-
 template <typename T, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) QuantizedShortRows(const Work work) {
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 3 / 4)
+    QuantizedShortRows(const Work work) {
   constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments;
   static_assert(kBits >= 5, "a lane's elements are of one row and one group, and whole rows end with a group of lanes");
   const int lane = Lane(), warp = static_cast<int>(threadIdx.x) / 32;
@@ -73,29 +67,47 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) Q
     for (int s = 0; s < kSlots; ++s) v[f][s] *= work.float_scale;
     spans[f].Include(v[f], asymmetric);
   }
+  const auto place = [&](int f) { return first + f * kFragment; };
+  Group groups[kFragments];
   if (kBits > 8 && work.group_bits > 8) {  // the warp's one row
+    Span span[1] = {spans[0]};
 #pragma unroll
-    for (int f = 1; f < kFragments; ++f) spans[0].Include(spans[f], asymmetric);
-    spans[0].IncludeLanes(32, asymmetric);
-    const Quantizer::Group group = quantizer.FindGroup(spans[0], first >> kBits, lane == 0 && first < end);
+    for (int f = 1; f < kFragments; ++f) span[0].Include(spans[f]);
+    IncludeWarp(span, asymmetric);
+    Group group[1];
+    quantizer.FindGroups(
+        group, span, [&](int) { return first >> kBits; }, [&](int) { return lane == 0 && first < end; });
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f)
-      if (first < end) StoreSlots(quantizer, v[f], group, first + f * kFragment);
+    for (int f = 0; f < kFragments; ++f) groups[f] = group[0];
   } else {
     const int lanes = 1 << (work.group_bits - 3);
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) {
-      const int64_t at = first + f * kFragment;
-      spans[f].IncludeLanes(lanes, asymmetric);
-      const Quantizer::Group group =
-          quantizer.FindGroup(spans[f], at >> work.group_bits, lane % lanes == 0 && at < end);
-      if (at < end) StoreSlots(quantizer, v[f], group, at);
+    if (kBits >= 8 && lanes == 32) {
+      IncludeWarp(spans, asymmetric);
+    } else {
+      IncludeLanes(spans, lanes, asymmetric);
     }
+    quantizer.FindGroups(
+        groups, spans, [&](int f) { return place(f) >> work.group_bits; },
+        [&](int f) { return (lane & (lanes - 1)) == 0 && place(f) < end; });
   }
+  quantizer.ForCode<true>([&](auto encoder) {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+      if (place(f) < end) encoder.Store(work.y, place(f), v[f], groups[f]);
+  });
+}
+
+// Codes take a few registers more.
+constexpr int BlocksForCodes(int blocks) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+  return blocks > 2 ? blocks * 3 / 4 : blocks;
+#else
+  return blocks > 2 ? blocks * 3 / 4 : 1;
+#endif
 }
 
 template <typename T, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor))
+__global__ void __launch_bounds__(Shape::kThreads, BlocksForCodes(Shape::kBlocksPerProcessor))
     QuantizedLongRows(const Work work) {
   TransformLongRows<T, Quantized, Shape, true, false>(work, nullptr);
 }
@@ -119,10 +131,11 @@ Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> s
 template <typename T, int kBits>
 Kernel MakeQuantizedRowsKernel(int64_t shared_bytes) {
   using Row = RowsChoice<T, kBits>;
-  const Kernel many = MakeQuantizedRowsKernel<T>(typename Row::Many{});
-  if constexpr (kBits == kMostQuantizedBits)
-    if (many.shared_bytes > shared_bytes) return MakeQuantizedRowsKernel<T>(typename Row::Few{});
-  return many;
+  if constexpr (kBits < kMostQuantizedBits) return MakeQuantizedRowsKernel<T>(typename Row::Many{});
+  // In one part the exchange takes as much memory as in two of their own, and a thread gets 4 elements of a row and
+  // not 2.
+  const Kernel many = MakeQuantizedRowsKernel<T>(Long<15, 8, 1, Exchange<1>, Staged<2, 90, kAnyTurns>>{});
+  return many.shared_bytes <= shared_bytes ? many : MakeQuantizedRowsKernel<T>(typename Row::Few{});
 }
 
 template <typename T, int... i>

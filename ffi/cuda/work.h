@@ -38,6 +38,7 @@ struct Work {
   void* scales;
   int8_t* zero_points;
   const float* given;
+  float steps, inverse_steps;  // a float32 scale is an extent divided by so many
   Code code;
   Scale scale_type;
   int group_bits;  // 2^group_bits consecutive results share a scale

@@ -70,7 +70,10 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
+inline float __fmul_rn(float a, float b) { return a * b; }  // compiled without contraction
+
 float __shfl_xor_sync(unsigned mask, float value, int lane_mask);
+unsigned __reduce_max_sync(unsigned mask, unsigned value);
 int __any_sync(unsigned mask, int predicate);
 unsigned __ballot_sync(unsigned mask, int predicate);
 void __syncthreads();

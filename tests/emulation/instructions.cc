@@ -194,8 +194,18 @@ void Ballot(void* const (&arguments)[32]) {
   for (void* argument : arguments) static_cast<Vote*>(argument)->result = lanes;
 }
 
+struct Maximum {
+  unsigned value, result;
+};
+
+void FindMaximum(void* const (&arguments)[32]) {
+  unsigned most = 0;
+  for (void* argument : arguments) most = std::max(most, static_cast<const Maximum*>(argument)->value);
+  for (void* argument : arguments) static_cast<Maximum*>(argument)->result = most;
+}
+
 constexpr emulation::Collective kShuffleXor = {"shfl.xor", ShuffleXor}, kAny = {"vote.any", Ballot},
-                                kBallot = {"vote.ballot", Ballot};
+                                kBallot = {"vote.ballot", Ballot}, kMaximum = {"redux.max", FindMaximum};
 
 }  // namespace
 
@@ -204,6 +214,13 @@ float __shfl_xor_sync(unsigned mask, float value, int lane_mask) {
   Shuffle shuffle = {lane_mask, value, 0};
   emulation::Meet(kShuffleXor, &shuffle);
   return shuffle.result;
+}
+
+unsigned __reduce_max_sync(unsigned mask, unsigned value) {
+  CheckMask(mask);
+  Maximum maximum = {value, 0};
+  emulation::Meet(kMaximum, &maximum);
+  return maximum.result;
 }
 
 int __any_sync(unsigned mask, int predicate) {

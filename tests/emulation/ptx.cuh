@@ -45,8 +45,8 @@ float2 Unpack(uint32_t packed) {
   return {emulation::Unpack(kHalf<T>, packed, 0), emulation::Unpack(kHalf<T>, packed, 1)};
 }
 
-inline float MaxOrNan(float a, float b) { return std::isnan(a + b) ? NAN : std::max(a, b); }
-inline float MinOrNan(float a, float b) { return std::isnan(a + b) ? NAN : std::min(a, b); }
+inline float MaxOrNan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : std::max(a, b); }
+inline float ApproximateReciprocal(float v) { return std::nextafter(1 / v, 0.0f); }
 
 inline uint32_t ConvertToE4M3(float low, float high) {
   return emulation::Convert(emulation::Float8::kE4M3, low) | emulation::Convert(emulation::Float8::kE4M3, high) << 8;

@@ -29,7 +29,8 @@ struct Element {
   static __device__ __forceinline__ Storage Round(float v) { return static_cast<Storage>(Pack<T>(v, 0)); }
   // 2 or 4 consecutive elements, to an address aligned to their size, with signs.
   template <int kCount>
-  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kCount], float scale, PackedSigns<kCount> signs = {}) {
+  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kCount], float scale,
+                                               PackedSigns<kCount> signs = {}) {
     const uint32_t low = Pack<T>(v[0] * scale, v[1] * scale) ^ signs.Pair(0);
     if constexpr (kCount == 4) {
       StoreWords(to, low, Pack<T>(v[2] * scale, v[3] * scale) ^ signs.Pair(1));
@@ -44,7 +45,8 @@ struct Element<float> {
   using Storage = float;
   static __device__ __forceinline__ float Round(float v) { return v; }
   template <int kCount>
-  static __device__ __forceinline__ void Store(float* to, const float (&v)[kCount], float scale, PackedSigns<kCount> signs = {}) {
+  static __device__ __forceinline__ void Store(float* to, const float (&v)[kCount], float scale,
+                                               PackedSigns<kCount> signs = {}) {
     const auto result = [&](int i) { return __float_as_uint(signs.Apply(v[i] * scale, i)); };
     if constexpr (kCount == 4) {
       StoreWords(to, result(0), result(1), result(2), result(3));

@@ -122,19 +122,20 @@ __device__ __forceinline__ void Store(const ColumnSums<Shape>& sums, const Rows&
   constexpr int kWidth = Shape::kWidth, kTiles = Shape::kTiles;
   const int column_elements = work.order * kWidth;
   const int column = CColumn(Lane(), 0), a = first_a + CRow(Lane(), 0);
-  // All words before a store, which no load of theirs can be moved across.
+  // All words before a store, which no load of theirs can be moved across. With two orders, eight columns further on
+  // are as many whole words.
   PackedSigns<kWidth> of_results[4][kTiles];
   if (kSigned && signs)
 #pragma unroll
-    for (int c = 0; c < 4; ++c)
+    for (int c = 0; c < 4; ++c) {
+      const unsigned at = (a + c / 2 * 8) * kWidth + (Shape::kTwoOrders ? (column + c % 2) * column_elements : 0);
       if (a + c / 2 * 8 < work.order)
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          const int of_row = Shape::kTwoOrders ? column + 8 * tile + c % 2 : 0;
-          if (of_row < columns)
+        for (int tile = 0; tile < kTiles; ++tile)
+          if (!Shape::kTwoOrders || column + 8 * tile + c % 2 < columns)
             of_results[c][tile] =
-                PackedSigns<kWidth>::From(signs, of_row * column_elements + (a + c / 2 * 8) * kWidth);
-        }
+                PackedSigns<kWidth>::From(signs + (Shape::kTwoOrders ? tile * column_elements / 4 : 0), at);
+    }
   uint16_t* const to = rows.y + first + column * column_elements + a * kWidth;
 #pragma unroll
   for (int c = 0; c < 4; ++c)

@@ -91,7 +91,8 @@ __device__ __forceinline__ void Store(const GroupSums<kGroups>& sums, const Rows
       if (first_a + CRow(lane, 2 * half) < work.order)
 #pragma unroll
         for (int j = 0; j < kColumns; j += kColumnsOfWord)
-          words[half][j / kColumnsOfWord] = signs[(at + (8 * half * kColumns + j) * kGroup) / 32];
+          words[half][j / kColumnsOfWord] =
+              signs[static_cast<unsigned>(at) / 32 + (8 * half * kColumns + j) * kGroup / 32];
   uint16_t* to = rows.y + first_row * rows.n + at;
 #pragma unroll
   for (int row = 0; row < kGroups / kColumns; ++row, to += rows.n) {

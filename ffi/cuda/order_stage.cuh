@@ -53,7 +53,8 @@ __device__ __forceinline__ void SignCopies(uint16_t* staged, int count, unsigned
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
       if (first + i * step < count)
-        *to[i] = make_uint4(v[i].x ^ of[i].Pair(0), v[i].y ^ of[i].Pair(1), v[i].z ^ of[i].Pair(2), v[i].w ^ of[i].Pair(3));
+        *to[i] =
+            make_uint4(v[i].x ^ of[i].Pair(0), v[i].y ^ of[i].Pair(1), v[i].z ^ of[i].Pair(2), v[i].w ^ of[i].Pair(3));
   }
 }
 

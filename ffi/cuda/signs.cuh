@@ -17,10 +17,11 @@ __device__ __forceinline__ const uint32_t* SignsOf(const Work& work, const uint3
   return work.device_signs ? work.device_signs : Generic(words) + work.words_before_signs;
 }
 
+// Which bit of its word is element i's.
+__device__ __forceinline__ int BitOf(unsigned i) { return static_cast<int>(i % 32 / 2 + i % 2 * 16); }
+
 // 1 where element i is minus.
-__device__ __forceinline__ uint32_t SignBit(const uint32_t* signs, unsigned i) {
-  return signs[i / 32] >> (i % 32 / 2 + i % 2 * 16) & 1;
-}
+__device__ __forceinline__ uint32_t SignBit(const uint32_t* signs, unsigned i) { return signs[i / 32] >> BitOf(i) & 1; }
 
 // The signs of a word's elements 2 pair and 2 pair + 1, where two packed 16-bit numbers have theirs.
 __device__ __forceinline__ uint32_t PairSigns(uint32_t word, int pair) { return word << (15 - pair) & kAllSigns; }

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
     const bool sign = signs && work.signs_last;
     Fragment<float>::Signs last[kFragments];
     if (sign) {
-      const unsigned place = at % n;  // fragments of rows of several are all of one row
+      const unsigned place = at % n;  // where a row is several fragments, all of them are in it
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)
 #pragma unroll

@@ -58,10 +58,7 @@ __device__ __forceinline__ void WaitForCluster() {
 }
 
 // Makes the compiler read again what it has read from there before, where registers are short.
-template <typename T>
-__device__ __forceinline__ void KeepOutOfRegisters(const T*& address) {
-  asm volatile("" : "+l"(address));
-}
+__device__ __forceinline__ void KeepOutOfRegisters(const uint32_t*& address) { asm volatile("" : "+l"(address)); }
 // And compute again what follows from a value.
 __device__ __forceinline__ void KeepOutOfRegisters(int& value) { asm volatile("" : "+r"(value)); }
 

@@ -89,7 +89,12 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const unsigned quad = place + f * kFragment + 4 * Fragment<float>::Quad(half);
-          last[f].of_half[half] = PackedSigns<4>::From(signs, kBits < 8 ? quad % n : quad);
+          if constexpr (kBits < 2) {  // a row may end among the four
+#pragma unroll
+            for (int i = 0; i < 4; ++i) last[f].of_half[half].word |= SignBit(signs, (quad + i) % n) << (14 + BitOf(i));
+          } else {
+            last[f].of_half[half] = PackedSigns<4>::From(signs, kBits < 8 ? quad % n : quad);
+          }
         }
     }
 #pragma unroll

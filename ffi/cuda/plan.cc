@@ -304,7 +304,6 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
 // Whether OrderFloats serves, with so many bytes of shared memory to a block.
 bool OnePassFloats(const Problem& p, int64_t shared_bytes) {
   if (p.dtype != Dtype::kF32 || p.factor_count != 1 || p.factors[0].values) return false;
-  if (p.signs && p.n % 4) return false;  // four elements have their signs in one word
   const Factor& factor = p.factors[0];
   const int64_t words = factor.order * kMostFloatOrder + (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
   return factor.order <= kMostFloatOrder && PowerOfTwo(p) <= int64_t{1} << kMostFloatBits && 4 * p.n <= shared_bytes &&

@@ -101,6 +101,21 @@ class TestValues:
         assert_same_bits(y, expected)
         assert_same_bits(kernel(x, **how, signs=signs, signs_last=signs_last, signs_on_device=True), expected)
 
+    @dtypes
+    @pytest.mark.parametrize(
+        ("orders", "power"), [((6,), 1), ((12,), 1), ((20,), 4), ((28,), 32), ((12,), 128), ((36, 76), 4)], ids=str
+    )
+    @pytest.mark.parametrize("signs_last", [False, True], ids=["first", "last"])
+    def test_signs_of_unaligned_rows(self, kernel, orders, power, dtype, signs_last):
+        n = int(np.prod(orders)) * power
+        x, how = problem(orders, power, dtype, rows_for(n))
+        how |= {"signs": random_signs(n), "signs_last": signs_last}
+        plain = {name: how[name] for name in ("factors", "scale")}
+        signs = how["signs"].astype(dtype)
+        expected = kernel(x, **plain) * signs if signs_last else kernel(x * signs, **plain)
+        assert_same_bits(kernel(x, **how), expected)
+        assert_same_bits(kernel(x, **how, offsets=(1, 3)), expected)
+
 
 class TestMemory:
     @halves

@@ -27,12 +27,13 @@ struct Element {
   static_assert(std::is_same_v<T, F16> || std::is_same_v<T, BF16>, "other types are below");
   using Storage = uint16_t;
   static __device__ __forceinline__ Storage Round(float v) { return static_cast<Storage>(Pack<T>(v, 0)); }
-  // 2 or 4 consecutive elements, to an address aligned to their size, with signs that a word begins with.
+  // 2 or 4 consecutive elements, to an address aligned to their size, with signs.
   template <int kCount>
-  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kCount], float scale, uint32_t signs = 0) {
-    const uint32_t low = Pack<T>(v[0] * scale, v[1] * scale) ^ PairSigns(signs, 0);
+  static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kCount], float scale,
+                                               PackedSigns<kCount> signs = {}) {
+    const uint32_t low = Pack<T>(v[0] * scale, v[1] * scale) ^ signs.Pair(0);
     if constexpr (kCount == 4) {
-      *reinterpret_cast<uint2*>(to) = make_uint2(low, Pack<T>(v[2] * scale, v[3] * scale) ^ PairSigns(signs, 1));
+      StoreWords(to, low, Pack<T>(v[2] * scale, v[3] * scale) ^ signs.Pair(1));
     } else {
       *reinterpret_cast<uint32_t*>(to) = low;
     }
@@ -44,12 +45,13 @@ struct Element<float> {
   using Storage = float;
   static __device__ __forceinline__ float Round(float v) { return v; }
   template <int kCount>
-  static __device__ __forceinline__ void Store(float* to, const float (&v)[kCount], float scale, uint32_t signs = 0) {
-    const auto result = [&](int i) { return ApplySign(v[i] * scale, signs, i); };
+  static __device__ __forceinline__ void Store(float* to, const float (&v)[kCount], float scale,
+                                               PackedSigns<kCount> signs = {}) {
+    const auto result = [&](int i) { return __float_as_uint(signs.Apply(v[i] * scale, i)); };
     if constexpr (kCount == 4) {
-      *reinterpret_cast<float4*>(to) = make_float4(result(0), result(1), result(2), result(3));
+      StoreWords(to, result(0), result(1), result(2), result(3));
     } else {
-      *reinterpret_cast<float2*>(to) = make_float2(result(0), result(1));
+      StoreWords(to, result(0), result(1));
     }
   }
 };
@@ -132,16 +134,16 @@ struct Fragment16 {
   uint32_t raw[4];
 
   // The signs of the lane's slots; none by default.
-  using Signs = uint32_t;
+  using Signs = PackedSigns<kSlots>;
   // In a fragment of rows of 2^kBits elements, or of a longer one, whose signs from the fragment's first element on
   // are given.
   template <int kBits>
   static __device__ __forceinline__ Signs SlotSigns(const uint32_t* signs) {
-    return SignsFrom<kBits>(signs, kSlots * Lane());
+    return Signs::template FromRows<kBits>(signs, kSlots * Lane());
   }
   __device__ __forceinline__ void Apply(Signs signs) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) raw[r] ^= PairSigns(signs, r);
+    for (int r = 0; r < 4; ++r) raw[r] ^= signs.Pair(r);
   }
 
   // Where the first and the second four of a lane's 8 slots are in the fragment, in units of 4 elements.
@@ -175,7 +177,7 @@ struct Fragment16 {
   }
 
   static __device__ __forceinline__ void Store(Storage* to, const float (&v)[kSlots], float scale, Signs signs = {}) {
-    const auto pair = [&](int r) { return Pack<T>(v[2 * r] * scale, v[2 * r + 1] * scale) ^ PairSigns(signs, r); };
+    const auto pair = [&](int r) { return Pack<T>(v[2 * r] * scale, v[2 * r + 1] * scale) ^ signs.Pair(r); };
     reinterpret_cast<uint4*>(to)[Lane()] = make_uint4(pair(0), pair(1), pair(2), pair(3));
   }
 
@@ -185,7 +187,7 @@ struct Fragment16 {
     for (int s = 0; s < kSlots; ++s)
       if (slots >> s & 1)
         to[Lane() * kSlots + s] =
-            static_cast<Storage>(Element<T>::Round(v[s] * scale) ^ PairSigns(signs, s / 2) >> 16 * (s % 2));
+            static_cast<Storage>(Element<T>::Round(v[s] * scale) ^ signs.Pair(s / 2) >> 16 * (s % 2));
   }
 
   // The two steps' matrices for rows of 2^kBits elements, or for the lowest 8 bits of longer ones.
@@ -342,15 +344,15 @@ struct Fragment<float> {
   float raw[kSlots];
 
   struct Signs {
-    uint32_t of_half[2];
+    PackedSigns<4> of_half[2];
   };
   template <int kBits>
   static __device__ __forceinline__ Signs SlotSigns(const uint32_t* signs) {
-    return {{SignsFrom<kBits>(signs, 4 * Quad(0)), SignsFrom<kBits>(signs, 4 * Quad(1))}};
+    return {{PackedSigns<4>::FromRows<kBits>(signs, 4 * Quad(0)), PackedSigns<4>::FromRows<kBits>(signs, 4 * Quad(1))}};
   }
   __device__ __forceinline__ void Apply(const Signs& signs) {
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) raw[s] = ApplySign(raw[s], signs.of_half[s / 4], s % 4);
+    for (int s = 0; s < kSlots; ++s) raw[s] = signs.of_half[s / 4].Apply(raw[s], s % 4);
   }
 
   static __device__ __forceinline__ int Quad(int half) { return 32 * half + Lane(); }
@@ -386,8 +388,8 @@ struct Fragment<float> {
                                                const Signs& signs = {}) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float quad[4] = {v[4 * half], v[4 * half + 1], v[4 * half + 2], v[4 * half + 3]};
-      Element<float>::Store<4>(to + 4 * Quad(half), quad, scale, signs.of_half[half]);
+      const auto result = [&](int i) { return signs.of_half[half].Apply(v[4 * half + i] * scale, i); };
+      reinterpret_cast<float4*>(to)[Quad(half)] = make_float4(result(0), result(1), result(2), result(3));
     }
   }
 
@@ -395,7 +397,7 @@ struct Fragment<float> {
                                                     const Signs& signs = {}) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if (slots >> s & 1) to[4 * Quad(s / 4) + s % 4] = ApplySign(v[s] * scale, signs.of_half[s / 4], s % 4);
+      if (slots >> s & 1) to[4 * Quad(s / 4) + s % 4] = signs.of_half[s / 4].Apply(v[s] * scale, s % 4);
   }
 
   template <int kBits, bool kApart = false>

@@ -114,29 +114,42 @@ struct ColumnSums {
   }
 };
 
-// Stores a task's results: groups of `columns` columns from `first` of the rows on. kPlain: the rows are aligned, and
-// there are no signs.
-template <typename Shape, bool kPlain = true>
+// Stores a task's results: groups of `columns` columns from `first` of the rows on. kAligned: the rows are. kSigned:
+// they may have signs.
+template <typename Shape, bool kAligned, bool kSigned>
 __device__ __forceinline__ void Store(const ColumnSums<Shape>& sums, const Rows& rows, const Work& work, int first,
                                       int first_a, int columns, const uint32_t* signs) {
-  constexpr int kWidth = Shape::kWidth;
+  constexpr int kWidth = Shape::kWidth, kTiles = Shape::kTiles;
   const int column_elements = work.order * kWidth;
   const int column = CColumn(Lane(), 0), a = first_a + CRow(Lane(), 0);
+  // All words before a store, which no load of theirs can be moved across. With two orders, eight columns further on
+  // are as many whole words.
+  PackedSigns<kWidth> of_results[4][kTiles];
+  if (kSigned && signs)
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const unsigned at = (a + c / 2 * 8) * kWidth + (Shape::kTwoOrders ? (column + c % 2) * column_elements : 0);
+      if (a + c / 2 * 8 < work.order)
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+          if (!Shape::kTwoOrders || column + 8 * tile + c % 2 < columns)
+            of_results[c][tile] =
+                PackedSigns<kWidth>::From(signs + (Shape::kTwoOrders ? tile * column_elements / 4 : 0), at);
+    }
   uint16_t* const to = rows.y + first + column * column_elements + a * kWidth;
 #pragma unroll
   for (int c = 0; c < 4; ++c)
     if (a + c / 2 * 8 < work.order)
 #pragma unroll
-      for (int tile = 0; tile < Shape::kTiles; ++tile) {
+      for (int tile = 0; tile < kTiles; ++tile) {
         const int further = 8 * tile + c % 2;
         if (column + further >= columns) continue;
         float v[kWidth];
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) v[i] = sums.of[tile][i][c];
         const int offset = c / 2 * 8 * kWidth;
-        const int position = (Shape::kTwoOrders ? (column + further) * column_elements : 0) + a * kWidth + offset;
-        StoreResults<typename Shape::T, kPlain>(to + further * column_elements + offset, position, v, work.float_scale,
-                                                signs);
+        StoreResults<typename Shape::T, kAligned>(to + further * column_elements + offset, v, work.float_scale,
+                                                  of_results[c][tile]);
       }
 }
 
@@ -192,10 +205,13 @@ __global__ void __launch_bounds__(32 * Shape::kWarps, 2)
     if constexpr (Shape::kTwoOrders) sums.TransformColumns(words + tiles * 16 * row_words, columns);
     sums.TransformGroups();
 
-    if (work.aligned && !(signs && work.signs_last)) {
-      Store(sums, rows, work, first, first_a, columns, nullptr);
+    const uint32_t* const last = work.signs_last ? signs : nullptr;
+    if (!work.aligned) {
+      Store<Shape, false, true>(sums, rows, work, first, first_a, columns, last);
+    } else if (last) {
+      Store<Shape, true, true>(sums, rows, work, first, first_a, columns, last);
     } else {
-      Store<Shape, false>(sums, rows, work, first, first_a, columns, work.signs_last ? signs : nullptr);
+      Store<Shape, true, false>(sums, rows, work, first, first_a, columns, nullptr);
     }
   }
 }

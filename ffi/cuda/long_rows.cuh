@@ -144,6 +144,16 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
   for (bool again = false; row < end; row += stride, again = true) {
     // The low bits, and the highest where a row is two segments: each warp its chunk, in registers.
     Fragment<In> fragments[kSegments][kPer];
+    typename Fragment<In>::Signs first[kSegments][kPer];  // on their way before the elements are waited for
+    if (kSigned && !work.signs_last) {
+      const uint32_t* const signs = RowSigns(work, words) + warp * kChunk / 32;
+#pragma unroll
+      for (int segment = 0; segment < kSegments; ++segment)
+#pragma unroll
+        for (int i = 0; i < kPer; ++i)
+          first[segment][i] =
+              Fragment<In>::template SlotSigns<Shape::kBits>(signs + (segment * kSegment + i * kFragment) / 32);
+    }
     if constexpr (kStaged) FinishCopies();
 #pragma unroll
     for (int segment = 0; segment < kSegments; ++segment)
@@ -159,13 +169,10 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
         }
       }
     if (kSigned && !work.signs_last) {
-      const uint32_t* const signs = RowSigns(work, words) + warp * kChunk / 32;
 #pragma unroll
       for (int segment = 0; segment < kSegments; ++segment)
 #pragma unroll
-        for (int i = 0; i < kPer; ++i)
-          fragments[segment][i].Apply(
-              Fragment<In>::template SlotSigns<Shape::kBits>(signs + (segment * kSegment + i * kFragment) / 32));
+        for (int i = 0; i < kPer; ++i) fragments[segment][i].Apply(first[segment][i]);
     }
     if constexpr (kSigned || kQuantized) KeepOutOfRegisters(thread);
     float v[kOutputs][kPer][kSlots];
@@ -195,7 +202,12 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
                        Nothing>
         results;
 
-    // The bits above a chunk: each thread the same few elements of every chunk.
+    // The bits above a chunk: each thread the same few elements of every chunk, which of the row's first chunk are at
+    // the place of a step of a part.
+    const auto place = [&](int part, int step) {
+      const int sum = part * kPart + (step * Shape::kThreads + thread) * kWidth;  // among a warp's
+      return sum / kChunk * kSegment + sum % kChunk;
+    };
 #pragma unroll
     for (int part = 0; part < Shape::kParts; ++part) {
       // A buffer is free once all have read what it held: with several, the barrier of the part before tells.
@@ -210,6 +222,15 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
           const int at = warp * kPart + i * kFragment + Swizzle(4 * Fragment<In>::Quad(half));
           *reinterpret_cast<float4*>(&buffer[at]) = make_float4(quad[0], quad[1], quad[2], quad[3]);
         }
+      PackedSigns<kWidth> last[kSteps][kWarps];  // all before a store, which no load of theirs can be moved across
+      if (kSigned && work.signs_last) {
+        const uint32_t* const signs = RowSigns(work, words);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+          for (int chunk = 0; chunk < kWarps; ++chunk)
+            last[step][chunk] = PackedSigns<kWidth>::From(signs + chunk * kChunk / 32, place(part, step));
+      }
       __syncthreads();
       if constexpr (kSplit) {
         if (work.meet && part == 0) WaitForCluster();
@@ -221,11 +242,10 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
 #pragma unroll
         for (int chunk = 0; chunk < kWarps; ++chunk) LoadVector<kWidth>(u[chunk], &buffer[chunk * kPart + Swizzle(at)]);
         Butterflies(u);
-        int sum = part * kPart + at;  // among a warp's sums
         if constexpr (kQuantized) {
           results.Keep(part * kSteps + step, u, scale);
         } else {
-          OutStorage* to = y + row * kN + sum / kChunk * kSegment + sum % kChunk;
+          OutStorage* const to = y + row * kN + place(part, step);
           const auto store = [&](auto signs_of) {
 #pragma unroll
             for (int chunk = 0; chunk < kWarps; ++chunk) {
@@ -238,22 +258,17 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
             }
           };
           if (kSigned && work.signs_last) {
-            const uint32_t* const signs = RowSigns(work, words);
-            KeepOutOfRegisters(sum);
-            const int place = sum / kChunk * kSegment + sum % kChunk;
-            store([&](int chunk) { return SignsFrom<Shape::kBits>(signs + chunk * kChunk / 32, place); });
+            store([&](int chunk) { return last[step][chunk]; });
           } else {
-            store([](int) { return 0u; });
+            store([](int) { return PackedSigns<kWidth>{}; });
           }
         }
       }
     }
     if constexpr (kQuantized) {
       KeepOutOfRegisters(thread);
-      results.Store(quantizer, work, row * kN, Shape::kBits, spans, [&](int set) {
-        const int sum = set / kSteps * kPart + (set % kSteps * Shape::kThreads + thread) * kWidth;
-        return sum / kChunk * kSegment + sum % kChunk;
-      });
+      results.Store(quantizer, work, row * kN, Shape::kBits, spans,
+                    [&](int set) { return place(set / kSteps, set % kSteps); });
     }
   }
 }

@@ -12,23 +12,36 @@ namespace jax_hadacore::cuda {
 
 constexpr int kFloatThreads = 512;  // at most
 
-// v with the sign of its place in the row.
-__device__ __forceinline__ float Signed(float v, const uint32_t* signs, int at) {
-  return __uint_as_float(__float_as_uint(v) ^ SignBit(signs, at) << 31);
-}
-
-// Multiplies a column, elements `stride` apart, by a matrix whose rows are at `entries`, in place. Four terms are
-// summed one after the other, and such sums as a tree: the error grows with the number of additions that a term goes
-// through.
-__device__ __forceinline__ void MultiplyColumn(float* column, int stride, int order, const uint32_t* entries) {
+// Multiplies a column, elements kStride apart from `first` of a row on, by a matrix whose rows are at `entries`, in
+// place; with their signs, unless these are null. Four terms are summed one after the other, and such sums as a tree:
+// the error grows with the number of additions that a term goes through.
+template <int kStride>
+__device__ __forceinline__ void MultiplyColumn(float* row, int first, int order, const uint32_t* entries,
+                                               const uint32_t* signs) {
+  float* column = row + first;
   float x[kMostFloatOrder];
+  if (signs) {
+    // At strides of whole words all are in the same place of one.
+    int back = 31 - BitOf(first);
+    KeepOutOfRegisters(back);
 #pragma unroll
-  for (int a = 0; a < kMostFloatOrder; ++a) x[a] = a < order ? column[a * stride] : 0;
+    for (int a = 0; a < kMostFloatOrder; ++a) {
+      x[a] = 0;
+      if (a < order) {
+        const int at = first + a * kStride % 32, shift = kStride % 32 ? 31 - BitOf(at) : back;
+        const uint32_t sign = signs[a * kStride / 32 + at / 32] << shift & 0x80000000u;
+        x[a] = __uint_as_float(__float_as_uint(column[a * kStride]) ^ sign);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int a = 0; a < kMostFloatOrder; ++a) x[a] = a < order ? column[a * kStride] : 0;
+  }
 #pragma unroll 1
-  for (int row = 0; row < order; ++row, column += stride, entries += kMostFloatOrder) {
+  for (int a = 0; a < order; ++a, column += kStride, entries += kMostFloatOrder) {
     float sums[8] = {};
 #pragma unroll
-    for (int a = 0; a < kMostFloatOrder; ++a) sums[a / 4] = fmaf(__uint_as_float(entries[a]), x[a], sums[a / 4]);
+    for (int b = 0; b < kMostFloatOrder; ++b) sums[b / 4] = fmaf(__uint_as_float(entries[b]), x[b], sums[b / 4]);
     *column = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
   }
 }
@@ -58,19 +71,32 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
   FinishCopies();
   __syncthreads();
 
-  for (int i = thread; i < rows << kBits; i += threads) {
-    float* const column = staged + (i >> kBits) * n + (i & (kPower - 1));
-    if (signs && !work.signs_last)
-      for (int a = 0; a < order; ++a)
-        column[a * kPower] = Signed(column[a * kPower], signs, a * kPower + (i & (kPower - 1)));
-    MultiplyColumn(column, kPower, order, given.words);
-  }
+  for (int i = thread; i < rows << kBits; i += threads)
+    MultiplyColumn<kPower>(staged + (i >> kBits) * n, i & (kPower - 1), order, given.words,
+                           work.signs_last ? nullptr : signs);
   __syncthreads();
 
   const typename Fragment<float>::Matrices<kBits> none;
   for (int at = thread / 32 * kElements; at < elements; at += threads / 32 * kElements) {
     float v[kFragments][kSlots];
     const bool inside = at + kElements <= elements;
+    const bool sign = signs && work.signs_last;
+    Fragment<float>::Signs last[kFragments];
+    if (sign) {
+      const unsigned place = at % n;  // where a row is several fragments, all of them are in it
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const unsigned quad = place + f * kFragment + 4 * Fragment<float>::Quad(half);
+          if constexpr (kBits < 2) {  // a row may end among the four
+#pragma unroll
+            for (int i = 0; i < 4; ++i) last[f].of_half[half].word |= SignBit(signs, (quad + i) % n) << (14 + BitOf(i));
+          } else {
+            last[f].of_half[half] = PackedSigns<4>::From(signs, kBits < 8 ? quad % n : quad);
+          }
+        }
+    }
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
       Fragment<float> fragment;
@@ -86,11 +112,10 @@ __global__ void __launch_bounds__(kFloatThreads, 2)
     for (int f = 0; f < kFragments; ++f) {
       float* const to = y + at + f * kFragment;
 #pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-        v[f][s] = fmaf(v[f][s], work.float_scale, v[f][s] * work.scale_rest);
-        const int element = at + f * kFragment + 4 * Fragment<float>::Quad(s / 4) + s % 4;
-        if (signs && work.signs_last) v[f][s] = Signed(v[f][s], signs, element % n);
-      }
+      for (int s = 0; s < kSlots; ++s) v[f][s] = fmaf(v[f][s], work.float_scale, v[f][s] * work.scale_rest);
+      if (sign)
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s) v[f][s] = last[f].of_half[s / 4].Apply(v[f][s], s % 4);
       if (inside && work.aligned) {
         Fragment<float>::Store(to, v[f], 1);
       } else {

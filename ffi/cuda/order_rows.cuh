@@ -77,11 +77,22 @@ struct GroupSums {
   }
 };
 
-// Stores a task's results. kPlain: the rows are aligned, and there are no signs.
-template <typename T, int kColumns, bool kPlain = true, int kGroups>
+// Stores a task's results. kAligned: the rows are. kSigned: they may have signs.
+template <typename T, int kColumns, bool kAligned, bool kSigned, int kGroups>
 __device__ __forceinline__ void Store(const GroupSums<kGroups>& sums, const Rows& rows, const Work& work, int first_a,
                                       int first_row, const uint32_t* signs) {
   const int lane = Lane(), at = ((first_a + lane / 4) * kColumns + lane % 4 / 2) * kGroup + lane % 2 * 4;
+  // All words before a store, which no load of theirs can be moved across: one for each half and four columns.
+  constexpr int kColumnsOfWord = Min(kColumns, 4);
+  uint32_t words[2][kColumns / kColumnsOfWord] = {};
+  if (kSigned && signs)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (first_a + CRow(lane, 2 * half) < work.order)
+#pragma unroll
+        for (int j = 0; j < kColumns; j += kColumnsOfWord)
+          words[half][j / kColumnsOfWord] =
+              signs[static_cast<unsigned>(at) / 32 + (8 * half * kColumns + j) * kGroup / 32];
   uint16_t* to = rows.y + first_row * rows.n + at;
 #pragma unroll
   for (int row = 0; row < kGroups / kColumns; ++row, to += rows.n) {
@@ -94,7 +105,8 @@ __device__ __forceinline__ void Store(const GroupSums<kGroups>& sums, const Rows
           const float (&even)[4] = sums.of[row * kColumns + j], (&odd)[4] = sums.of[row * kColumns + j + 1];
           const float v[4] = {even[2 * half], even[2 * half + 1], odd[2 * half], odd[2 * half + 1]};
           const int further = (8 * half * kColumns + j) * kGroup;
-          StoreResults<T, kPlain>(to + further, at + further, v, work.float_scale, signs);
+          const auto of_results = PackedSigns<4>::In(words[half][j / kColumnsOfWord], at + further);
+          StoreResults<T, kAligned>(to + further, v, work.float_scale, of_results);
         }
   }
 }
@@ -161,10 +173,13 @@ __global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), OrderBlocks
     sums.TransformGroups();
     Butterflies<2, kColumns>(sums.of);  // the columns' other bits
 
-    if (work.aligned && !(signs && work.signs_last)) {
-      Store<T, kColumns>(sums, rows, work, first_a, first_row, nullptr);
+    const uint32_t* const last = work.signs_last ? signs : nullptr;
+    if (!work.aligned) {
+      Store<T, kColumns, false, true>(sums, rows, work, first_a, first_row, last);
+    } else if (last) {
+      Store<T, kColumns, true, true>(sums, rows, work, first_a, first_row, last);
     } else {
-      Store<T, kColumns, false>(sums, rows, work, first_a, first_row, work.signs_last ? signs : nullptr);
+      Store<T, kColumns, true, false>(sums, rows, work, first_a, first_row, nullptr);
     }
   }
 }

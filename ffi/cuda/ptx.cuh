@@ -90,6 +90,9 @@ __device__ __forceinline__ void KeepOutOfRegisters(const uint32_t*& address) { a
 // And compute again what follows from a value.
 __device__ __forceinline__ void KeepOutOfRegisters(int& value) { asm volatile("" : "+r"(value)); }
 
+// Keeps loads before it from what follows: ptxas may put off one of several until the first has been used.
+__device__ __forceinline__ void IssueLoads() { __syncwarp(); }
+
 // An address in shared memory.
 using SharedAddress = uint32_t;
 __device__ __forceinline__ SharedAddress AddressOf(const void* shared) {
@@ -119,6 +122,17 @@ __device__ __forceinline__ const uint32_t* Generic(const uint32_t* parameter) {
   const uint32_t* address;
   asm("mov.b64 %0, %1;" : "=l"(address) : "l"(parameter));
   return address;
+}
+
+// 2 or 4 words, to an address in global memory aligned to their size. The compiler makes one instruction of such stores
+// by itself, but not in a loop with a condition around them.
+__device__ __forceinline__ void StoreWords(void* to, uint32_t a, uint32_t b) {
+  asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(__cvta_generic_to_global(to)), "r"(a), "r"(b) : "memory");
+}
+__device__ __forceinline__ void StoreWords(void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(to)), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
 }
 
 // Four 8x8 matrices of 16-bit elements, whose rows lanes 0 to 7, 8 to 15, ... name, transposed: of each a lane gets

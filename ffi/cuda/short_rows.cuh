@@ -17,25 +17,22 @@ struct ShortRowsShape {
   static_assert(kBits <= 8 || kFragments * kFragment == 1 << kBits, "a warp owns whole rows, or one long one");
 };
 
-// The signs of a lane's slots, to apply before the transform and after it, of which one are none; both are where a
-// kernel is not kSigned. Of fragments that hold whole rows all have the same.
-template <typename T, typename Shape, bool kSigned>
+// The signs of a lane's slots, to apply before the transform or after it; neither where a kernel is not kSigned. Of
+// fragments that hold whole rows all have the same.
+template <typename T, typename Shape, bool kSigned_>
 struct LaneSigns {
+  static constexpr bool kSigned = kSigned_;
   static constexpr int kFragments = Shape::kBits > 8 ? Shape::kFragments : 1;
-  typename Fragment<T>::Signs first[kFragments] = {}, last[kFragments] = {};
+  typename Fragment<T>::Signs of[kFragments];
+  bool first = false, last = false;
 
   __device__ __forceinline__ LaneSigns(const Work& work, const uint32_t* words) {
     if constexpr (kSigned) {
       const uint32_t* const signs = RowSigns(work, words);
 #pragma unroll
-      for (int f = 0; f < kFragments; ++f) {
-        const auto slots = Fragment<T>::template SlotSigns<Shape::kBits>(signs + f * kFragment / 32);
-        if (work.signs_last) {
-          last[f] = slots;
-        } else {
-          first[f] = slots;
-        }
-      }
+      for (int f = 0; f < kFragments; ++f)
+        of[f] = Fragment<T>::template SlotSigns<Shape::kBits>(signs + f * kFragment / 32);
+      first = !work.signs_last, last = work.signs_last;
     }
   }
 };
@@ -49,19 +46,20 @@ __device__ __forceinline__ void TransformCarefully(const typename Element<T>::St
 #pragma unroll 1
   for (; count > 0; count -= kFragment, x += kFragment, y += kFragment) {
     const unsigned inside = Fragment<T>::SlotsBelow(count);
+    const auto last = signs.last ? signs.of[0] : typename Fragment<T>::Signs{};
     Fragment<T> fragment;
     fragment.LoadSlots(x, inside);
-    fragment.Apply(signs.first[0]);
+    if (signs.first) fragment.Apply(signs.of[0]);
     float v[kSlots];
     unsigned done = 0;
     if constexpr (Fragment<T>::kMayBeUnsafe && kBits < 8) {
       done = fragment.template UnsafeRows<kBits>();
       fragment.template TransformByButterflies<kBits>(v);
-      Fragment<T>::StoreSlots(y, v, scale, inside & done, signs.last[0]);
+      Fragment<T>::StoreSlots(y, v, scale, inside & done, last);
       fragment.Zero(done);
     }
     fragment.Transform(v, matrices);
-    Fragment<T>::StoreSlots(y, v, scale, inside & ~done, signs.last[0]);
+    Fragment<T>::StoreSlots(y, v, scale, inside & ~done, last);
   }
 }
 
@@ -80,8 +78,10 @@ __device__ __forceinline__ bool TransformWhole(const typename Element<T>::Storag
       fragments[f].LoadSlots(x + f * kFragment, kAllSlots);
     }
   }
+  if constexpr (Signs::kSigned) IssueLoads();
+  if (signs.first)
 #pragma unroll
-  for (int f = 0; f < kFragments; ++f) fragments[f].Apply(signs.first[f % Signs::kFragments]);
+    for (int f = 0; f < kFragments; ++f) fragments[f].Apply(signs.of[f % Signs::kFragments]);
   if constexpr (Shape::kBits < 8 && Fragment<T>::kMayBeUnsafe) {
     bool unsafe = false;
 #pragma unroll
@@ -92,14 +92,20 @@ __device__ __forceinline__ bool TransformWhole(const typename Element<T>::Storag
 #pragma unroll
   for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
   if constexpr (Shape::kBits > 8) Butterflies(v);
+  const auto store = [&](auto signs_of) {
 #pragma unroll
-  for (int f = 0; f < kFragments; ++f) {
-    const auto& last = signs.last[f % Signs::kFragments];
-    if constexpr (kAligned) {
-      Fragment<T>::Store(y + f * kFragment, v[f], scale, last);
-    } else {
-      Fragment<T>::StoreSlots(y + f * kFragment, v[f], scale, kAllSlots, last);
+    for (int f = 0; f < kFragments; ++f) {
+      if constexpr (kAligned) {
+        Fragment<T>::Store(y + f * kFragment, v[f], scale, signs_of(f));
+      } else {
+        Fragment<T>::StoreSlots(y + f * kFragment, v[f], scale, kAllSlots, signs_of(f));
+      }
     }
+  };
+  if (signs.last) {
+    store([&](int f) { return signs.of[f % Signs::kFragments]; });
+  } else {
+    store([](int) { return typename Fragment<T>::Signs{}; });
   }
   return true;
 }

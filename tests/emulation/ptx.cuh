@@ -65,6 +65,8 @@ inline const uint32_t* Generic(const uint32_t* parameter) { return parameter; }
 inline void KeepOutOfRegisters(const uint32_t*&) {}
 inline void KeepOutOfRegisters(int&) {}
 
+inline void IssueLoads() {}
+
 inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
 inline void ArriveAtCluster() { emulation::ArriveAtCluster(); }
 inline void WaitForCluster() { emulation::WaitForCluster(); }
@@ -78,6 +80,11 @@ inline void FinishCopies() {
   void* to;
   const void* from;
   while (emulation::NextCopy(to, from)) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+
+inline void StoreWords(void* to, uint32_t a, uint32_t b) { *static_cast<uint2*>(to) = make_uint2(a, b); }
+inline void StoreWords(void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  *static_cast<uint4*>(to) = make_uint4(a, b, c, d);
 }
 
 using SharedAddress = const char*;

@@ -303,12 +303,17 @@ class Quantizer {
   float given_;
 };
 
-// In place of an element type: results become codes.
-struct Quantized {};
-template <>
-struct Element<Quantized> {
+// In place of an element type: results become codes, with a scale to each row or to each group of one.
+template <bool kGroups_>
+struct Quantized {
+  static constexpr bool kGroups = kGroups_;
+};
+template <bool kGroups>
+struct Element<Quantized<kGroups>> {
   using Storage = uint8_t;
 };
+template <typename Out>
+constexpr bool kIsQuantized = std::is_same_v<Out, Quantized<false>> || std::is_same_v<Out, Quantized<true>>;
 
 // In place of what a kernel without codes does not have.
 struct Nothing {
@@ -316,9 +321,9 @@ struct Nothing {
   __device__ __forceinline__ explicit Nothing(const Work&) {}
 };
 
-// A thread's results of a row until its scale is known: of every set kCount vectors of kWidth, kDistance apart.
-// kGroups: groups may be shorter than the row.
-template <int kSets, int kCount, int kWidth, int kDistance, bool kGroups>
+// A thread's results of a row until its scales are known: of every set kCount vectors of kWidth, kDistance apart.
+// Neighbouring threads hold neighbouring vectors.
+template <int kSets, int kCount, int kWidth, int kDistance>
 class KeptRow {
  public:
   __device__ __forceinline__ void Keep(int set, const float (&values)[kCount][kWidth], float scale) {
@@ -328,51 +333,55 @@ class KeptRow {
       for (int j = 0; j < kWidth; ++j) values_[set * kCount + i][j] = values[i][j] * scale;
   }
 
-  // For all threads of a block, which has shared memory for a span of each warp. The row begins at the array's element
-  // number `first`, and a set at place(set) in it; neighbouring threads hold neighbouring vectors.
-  template <typename Place>
-  __device__ __forceinline__ void Store(const Quantizer& quantizer, const Work& work, int64_t first, int row_bits,
-                                        Span* spans, const Place& place) const {
-    const auto at = [&](int i) { return first + (place(i / kCount) + i % kCount * kDistance); };
+  // The row has one scale. For all threads of a block, which has shared memory for a span of each warp. A set begins
+  // at the array's element number at(set).
+  template <typename At>
+  __device__ __forceinline__ void StoreRow(const Quantizer& quantizer, const Work& work, int64_t row, Span* spans,
+                                           const At& at) const {
     const int thread = static_cast<int>(threadIdx.x);
     const bool asymmetric = quantizer.asymmetric();
-    if (work.group_bits == row_bits) {
-      Span span[1];
+    Span span[1];
 #pragma unroll
-      for (const float (&v)[kWidth] : values_) span[0].Include(v, asymmetric);
-      IncludeWarp(span, asymmetric);
-      if (thread % 32 == 0) spans[thread / 32] = span[0];
-      __syncthreads();
-      const int warps = static_cast<int>(blockDim.x) / 32;
-      for (int warp = 0; warp < warps; ++warp) span[0].Include(spans[warp]);
-      Group group[1];
-      quantizer.FindGroups(group, span, [&](int) { return first >> row_bits; }, [&](int) { return thread == 0; });
-      quantizer.ForCode<true>([&](auto encoder) {
+    for (const float (&v)[kWidth] : values_) span[0].Include(v, asymmetric);
+    IncludeWarp(span, asymmetric);
+    if (thread % 32 == 0) spans[thread / 32] = span[0];
+    __syncthreads();
+    const int warps = static_cast<int>(blockDim.x) / 32;
+    for (int warp = 0; warp < warps; ++warp) span[0].Include(spans[warp]);
+    Group group[1];
+    quantizer.FindGroups(group, span, [&](int) { return row; }, [&](int) { return thread == 0; });
+    quantizer.ForCode<true>([&](auto encoder) {
 #pragma unroll
-        for (int i = 0; i < kVectors; ++i) encoder.Store(work.y, at(i), values_[i], group[0]);
+      for (int i = 0; i < kVectors; ++i)
+        encoder.Store(work.y, at(i / kCount) + i % kCount * kDistance, values_[i], group[0]);
+    });
+  }
+
+  // Every 2^group_bits elements have a scale, at most 32 vectors.
+  template <typename At>
+  __device__ __forceinline__ void StoreGroups(const Quantizer& quantizer, const Work& work, const At& at) const {
+    constexpr int kTogether = 2;  // vectors, as many as there are registers for
+    const int lanes = (1 << work.group_bits) / kWidth;
+    const bool asymmetric = quantizer.asymmetric(), stores = (static_cast<int>(threadIdx.x) & (lanes - 1)) == 0;
+#pragma unroll
+    for (int begin = 0; begin < kVectors; begin += kTogether) {
+      const auto place = [&](int i) { return at((begin + i) / kCount) + (begin + i) % kCount * kDistance; };
+      Span span[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) span[i].Include(values_[begin + i], asymmetric);
+      IncludeLanes(span, lanes, asymmetric);
+      Group groups[kTogether];
+      quantizer.FindGroups(
+          groups, span, [&](int i) { return place(i) >> work.group_bits; }, [&](int) { return stores; });
+      quantizer.ForCode<false>([&](auto encoder) {
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) encoder.Store(work.y, place(i), values_[begin + i], groups[i]);
       });
-    } else if constexpr (kGroups) {
-      const int lanes = (1 << work.group_bits) / kWidth;
-#pragma unroll
-      for (int begin = 0; begin < kVectors; begin += kTogether) {
-        Span span[kTogether];
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) span[i].Include(values_[begin + i], asymmetric);
-        IncludeLanes(span, lanes, asymmetric);
-        Group groups[kTogether];
-        quantizer.FindGroups(
-            groups, span, [&](int i) { return at(begin + i) >> work.group_bits; },
-            [&](int) { return (thread & (lanes - 1)) == 0; });
-        quantizer.ForCode<false>([&](auto encoder) {
-#pragma unroll
-          for (int i = 0; i < kTogether; ++i) encoder.Store(work.y, at(begin + i), values_[begin + i], groups[i]);
-        });
-      }
     }
   }
 
  private:
-  static constexpr int kVectors = kSets * kCount, kTogether = 2;  // as many as there are registers for
+  static constexpr int kVectors = kSets * kCount;
 
   float values_[kVectors][kWidth];
 };

@@ -28,14 +28,15 @@ extern template RowsKernels FindRowsKernels<BF16, BF16>(int, bool);
 extern template RowsKernels FindRowsKernels<BF16, float>(int, bool);
 extern template RowsKernels FindRowsKernels<float, float>(int, bool);
 
-// Aligned 16-bit rows of 2^bits elements, 5 to 15 bits, whose results become codes (quantized_rows.cuh); for a GPU that
-// gives a block so many bytes of shared memory.
+// Aligned 16-bit rows of 2^bits elements, 5 to 15 bits, whose results become codes (quantized_rows.cuh), with a scale
+// to each row or, of less than 15 bits, to each group of one; for a GPU that gives a block so many bytes of shared
+// memory.
 constexpr int kLeastQuantizedBits = 5, kMostQuantizedBits = 15;
 template <typename T>
-Kernel QuantizedRowsKernel(int bits, int64_t shared_bytes);
+Kernel QuantizedRowsKernel(int bits, bool groups, int64_t shared_bytes);
 
-extern template Kernel QuantizedRowsKernel<F16>(int, int64_t);
-extern template Kernel QuantizedRowsKernel<BF16>(int, int64_t);
+extern template Kernel QuantizedRowsKernel<F16>(int, bool, int64_t);
+extern template Kernel QuantizedRowsKernel<BF16>(int, bool, int64_t);
 
 // Columns of 2^bits <= 2^kColumnsBits float32 sums, in registers; buffers are aligned to 16 bytes.
 constexpr int kColumnsBits = 5;

@@ -6,7 +6,6 @@
 
 #include "codes.cuh"
 #include "fragment.cuh"
-#include "kernels.h"
 
 namespace jax_hadacore::cuda {
 
@@ -108,7 +107,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
   static_assert(kSteps * kWidth * Shape::kThreads == kPart, "the threads share a part evenly");
   static_assert(!kSplit || kSegments == 2, "only rows of two segments are split");
   static_assert(!kSigned || kAligned, "unaligned rows have their signs from elsewhere");
-  constexpr bool kQuantized = std::is_same_v<Out, Quantized>;
+  constexpr bool kQuantized = kIsQuantized<Out>;
   extern __shared__ float4 shared_memory[];
   float* const exchange = reinterpret_cast<float*>(shared_memory);
   InStorage* const staged = reinterpret_cast<InStorage*>(exchange + Shape::kExchange);
@@ -197,10 +196,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
     }
 
     // Codes have to wait for the whole row.
-    std::conditional_t<kQuantized,
-                       KeptRow<Shape::kParts * kSteps, kWarps, kWidth, kChunk, (Shape::kBits < kMostQuantizedBits)>,
-                       Nothing>
-        results;
+    std::conditional_t<kQuantized, KeptRow<Shape::kParts * kSteps, kWarps, kWidth, kChunk>, Nothing> results;
 
     // The bits above a chunk: each thread the same few elements of every chunk, which of the row's first chunk are at
     // the place of a step of a part.
@@ -267,8 +263,12 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
     }
     if constexpr (kQuantized) {
       KeepOutOfRegisters(thread);
-      results.Store(quantizer, work, row * kN, Shape::kBits, spans,
-                    [&](int set) { return place(set / kSteps, set % kSteps); });
+      const auto at = [&](int set) { return row * kN + place(set / kSteps, set % kSteps); };
+      if constexpr (Out::kGroups) {
+        results.StoreGroups(quantizer, work, at);
+      } else {
+        results.StoreRow(quantizer, work, row, spans, at);
+      }
     }
   }
 }

@@ -24,8 +24,10 @@ bool FusesCodes(const Problem& p, const Quantization& q) {
 Launch PlanCodes(const Problem& p, const Quantization& q, const void* x, const QuantizedBuffers& results,
                  const Gpu& gpu) {
   const int bits = Log2(p.n);
-  const Kernel kernel = p.dtype == Dtype::kF16 ? QuantizedRowsKernel<F16>(bits, gpu.shared_bytes)
-                                               : QuantizedRowsKernel<BF16>(bits, gpu.shared_bytes);
+  // With a scale that is given any group will do: a row.
+  const int group_bits = q.scale == Scale::kGiven ? bits : Log2(q.group);
+  const auto find = p.dtype == Dtype::kF16 ? QuantizedRowsKernel<F16> : QuantizedRowsKernel<BF16>;
+  const Kernel kernel = find(bits, group_bits < bits, gpu.shared_bytes);
   Launch launch = OnRows(kernel, x, results.codes, p.rows, p.n, p.scale, gpu);
   Work& work = launch.work;
   work.scales = results.scales;
@@ -35,8 +37,7 @@ Launch PlanCodes(const Problem& p, const Quantization& q, const void* x, const Q
   work.inverse_steps = 1 / work.steps;
   work.code = q.code;
   work.scale_type = q.scale;
-  // With a scale that is given any group will do: a row.
-  work.group_bits = q.scale == Scale::kGiven ? bits : Log2(q.group);
+  work.group_bits = group_bits;
   return launch;
 }
 

@@ -23,7 +23,8 @@ __device__ __forceinline__ void TransformApart(float (&v)[kSlots], Fragment& fra
     if (done >> s & 1) v[s] = alone[s];
 }
 
-template <typename T, typename Shape>
+// kGroups: a row has several scales.
+template <typename T, typename Shape, bool kGroups>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 3 / 4)
     QuantizedShortRows(const Work work) {
   constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments;
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 
   }
   const auto place = [&](int f) { return first + f * kFragment; };
   Group groups[kFragments];
-  if (kBits > 8 && work.group_bits > 8) {  // the warp's one row
+  if constexpr (kBits > 8 && !kGroups) {  // the warp's one row
     Span span[1] = {spans[0]};
 #pragma unroll
     for (int f = 1; f < kFragments; ++f) span[0].Include(spans[f]);
@@ -80,77 +81,76 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) groups[f] = group[0];
   } else {
-    const int lanes = 1 << (work.group_bits - 3);
-    if (kBits >= 8 && lanes == 32) {
+    const int group_bits = kGroups ? work.group_bits : kBits, lanes = 1 << (group_bits - 3);
+    if (!kGroups && kBits == 8) {
       IncludeWarp(spans, asymmetric);
     } else {
       IncludeLanes(spans, lanes, asymmetric);
     }
     quantizer.FindGroups(
-        groups, spans, [&](int f) { return place(f) >> work.group_bits; },
+        groups, spans, [&](int f) { return place(f) >> group_bits; },
         [&](int f) { return (lane & (lanes - 1)) == 0 && place(f) < end; });
   }
-  quantizer.ForCode<true>([&](auto encoder) {
+  quantizer.ForCode<!kGroups>([&](auto encoder) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
       if (place(f) < end) encoder.Store(work.y, place(f), v[f], groups[f]);
   });
 }
 
-// Codes take a few registers more.
-constexpr int BlocksForCodes(int blocks) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-  return blocks > 2 ? blocks * 3 / 4 : blocks;
-#else
-  return blocks > 2 ? blocks * 3 / 4 : 1;
-#endif
-}
-
-template <typename T, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, BlocksForCodes(Shape::kBlocksPerProcessor))
+template <typename T, typename Shape, bool kGroups>
+__global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor))
     QuantizedLongRows(const Work work) {
-  TransformLongRows<T, Quantized, Shape, true, false>(work, nullptr);
+  TransformLongRows<T, Quantized<kGroups>, Shape, true, false>(work, nullptr);
 }
 
-// With the shapes for many rows.
-template <typename T, int kBits, int kFragments>
+template <typename T, bool kGroups, int kBits, int kFragments>
 Kernel MakeQuantizedRowsKernel(ShortRowsShape<kBits, kFragments> shape) {
-  const auto function = &QuantizedShortRows<T, ShortRowsShape<kBits, kFragments>>;
+  const auto function = &QuantizedShortRows<T, ShortRowsShape<kBits, kFragments>, kGroups>;
   return KernelOf<T, true>(shape, "short rows to codes", reinterpret_cast<const void*>(function));
 }
 
-template <typename T, int kBits, int kFragments, int kBlocks, typename E, typename R>
+template <typename T, bool kGroups, int kBits, int kFragments, int kBlocks, typename E, typename R>
 Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> shape) {
   using Shape = LongRowsShape<kBits, kFragments, kBlocks, E, R>;
-  const auto function = &QuantizedLongRows<T, Shape>;
+  const auto function = &QuantizedLongRows<T, Shape, kGroups>;
   Kernel kernel = KernelOf<T, true>(shape, "long rows to codes", reinterpret_cast<const void*>(function));
   kernel.shared_bytes = Shape::template kSharedBytesForCodes<typename Element<T>::Storage>;
   return kernel;
 }
 
+// The shapes, which are those for many rows unless codes want other ones: they take more registers and instructions.
+// The longest row's exchange takes as much memory in one part as in two of their own, and gives a thread 4 elements of
+// a row and not 2.
 template <typename T, int kBits>
-Kernel MakeQuantizedRowsKernel(int64_t shared_bytes) {
-  using Row = RowsChoice<T, kBits>;
-  if constexpr (kBits < kMostQuantizedBits) return MakeQuantizedRowsKernel<T>(typename Row::Many{});
-  // In one part the exchange takes as much memory as in two of their own, and a thread gets 4 elements of a row and
-  // not 2.
-  const Kernel many = MakeQuantizedRowsKernel<T>(Long<15, 8, 1, Exchange<1>, Staged<2, 90, kAnyTurns>>{});
-  return many.shared_bytes <= shared_bytes ? many : MakeQuantizedRowsKernel<T>(typename Row::Few{});
+struct QuantizedChoice : Choice<typename RowsChoice<T, kBits>::Many> {};
+template <typename T>
+struct QuantizedChoice<T, 15>
+    : Choice<Long<15, 8, 1, Exchange<1>, Staged<2, 90, kAnyTurns>>, Long<15, 8, 1, Exchange<2>>> {};
+
+template <typename T, int kBits>
+Kernel MakeQuantizedRowsKernel(bool groups, int64_t shared_bytes) {
+  using Row = QuantizedChoice<T, kBits>;
+  if constexpr (kBits < kMostQuantizedBits)
+    if (groups) return MakeQuantizedRowsKernel<T, true>(typename Row::Many{});
+  const Kernel many = MakeQuantizedRowsKernel<T, false>(typename Row::Many{});
+  return many.shared_bytes <= shared_bytes ? many : MakeQuantizedRowsKernel<T, false>(typename Row::Few{});
 }
 
 template <typename T, int... i>
-Kernel QuantizedRowsKernel(int bits, int64_t shared_bytes, std::integer_sequence<int, i...>) {
+Kernel QuantizedRowsKernel(int bits, bool groups, int64_t shared_bytes, std::integer_sequence<int, i...>) {
   Kernel kernel{};
-  ((bits == kLeastQuantizedBits + i ? void(kernel = MakeQuantizedRowsKernel<T, kLeastQuantizedBits + i>(shared_bytes))
-                                    : void()),
+  ((bits == kLeastQuantizedBits + i
+        ? void(kernel = MakeQuantizedRowsKernel<T, kLeastQuantizedBits + i>(groups, shared_bytes))
+        : void()),
    ...);
   return kernel;
 }
 
 template <typename T>
-Kernel QuantizedRowsKernel(int bits, int64_t shared_bytes) {
+Kernel QuantizedRowsKernel(int bits, bool groups, int64_t shared_bytes) {
   constexpr int kCount = kMostQuantizedBits - kLeastQuantizedBits + 1;
-  return QuantizedRowsKernel<T>(bits, shared_bytes, std::make_integer_sequence<int, kCount>{});
+  return QuantizedRowsKernel<T>(bits, groups, shared_bytes, std::make_integer_sequence<int, kCount>{});
 }
 
 }  // namespace jax_hadacore::cuda

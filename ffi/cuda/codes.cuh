@@ -321,8 +321,8 @@ struct Nothing {
   __device__ __forceinline__ explicit Nothing(const Work&) {}
 };
 
-// A thread's results of a row until its scales are known: of every set kCount vectors of kWidth, kDistance apart.
-// Neighbouring threads hold neighbouring vectors.
+// A thread's results of a row until its scales are known: of every set a vector of kWidth for each of the block's
+// kCount warps, kDistance apart. Neighbouring threads hold neighbouring vectors.
 template <int kSets, int kCount, int kWidth, int kDistance>
 class KeptRow {
  public:
@@ -346,8 +346,8 @@ class KeptRow {
     IncludeWarp(span, asymmetric);
     if (thread % 32 == 0) spans[thread / 32] = span[0];
     __syncthreads();
-    const int warps = static_cast<int>(blockDim.x) / 32;
-    for (int warp = 0; warp < warps; ++warp) span[0].Include(spans[warp]);
+#pragma unroll
+    for (int warp = 0; warp < kCount; ++warp) span[0].Include(spans[warp]);
     Group group[1];
     quantizer.FindGroups(group, span, [&](int) { return row; }, [&](int) { return thread == 0; });
     quantizer.ForCode<true>([&](auto encoder) {

@@ -7,58 +7,11 @@
 
 namespace jax_hadacore::cuda {
 
-// A fragment's float32 sums, of rows of 2^kBits elements that do not touch one another. `unsafe`: a lane holds what
-// may spread (Fragment::HasUnsafe).
-template <int kBits, typename Fragment, typename Matrices>
-__device__ __forceinline__ void TransformApart(float (&v)[kSlots], Fragment& fragment, bool unsafe,
-                                               const Matrices& matrices) {
-  if (!unsafe) return fragment.Transform(v, matrices);
-  float alone[kSlots];
-  const unsigned done = fragment.template UnsafeRows<kBits>();
-  fragment.template TransformByButterflies<kBits>(alone);
-  fragment.Zero(done);
-  fragment.Transform(v, matrices);
-#pragma unroll
-  for (int s = 0; s < kSlots; ++s)
-    if (done >> s & 1) v[s] = alone[s];
-}
-
-// kGroups: a row has several scales.
-template <typename T, typename Shape, bool kGroups>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 3 / 4)
-    QuantizedShortRows(const Work work) {
-  constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments;
-  static_assert(kBits >= 5, "a lane's elements are of one row and one group, and whole rows end with a group of lanes");
-  const int lane = Lane(), warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t first = (blockIdx.x * Shape::kRowsPerBlock << kBits) + warp * kFragments * kFragment + kSlots * lane;
-  const int64_t end = work.count << kBits;
-  const typename Fragment<T>::template Matrices<kBits, (kFragments > 2)> matrices;
-
-  WaitForPreviousLaunch();
-  Fragment<T> fragments[kFragments];
-  bool unsafe = false;
-#pragma unroll
-  for (int f = 0; f < kFragments; ++f) {
-    const int64_t at = first + f * kFragment;
-    const uint4 v =
-        at < end ? *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(work.x) + at) : make_uint4(0, 0, 0, 0);
-    uint32_t (&raw)[4] = fragments[f].raw;
-    raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
-    if constexpr (kBits < 8) unsafe |= fragments[f].HasUnsafe();
-  }
-  if constexpr (kBits < 8) unsafe = __any_sync(kWarp, unsafe);
-
-  float v[kFragments][kSlots];
-#pragma unroll
-  for (int f = 0; f < kFragments; ++f) {
-    if constexpr (kBits < 8) {
-      TransformApart<kBits>(v[f], fragments[f], unsafe, matrices);
-    } else {
-      fragments[f].Transform(v[f], matrices);
-    }
-  }
-  if constexpr (kBits > 8) Butterflies(v);
-
+// Stores codes and scales of a warp's consecutive fragments, of which a lane's first element is the array's number
+// `first`; those from `first + left` on are beyond the array. kGroups: a row has several scales.
+template <int kBits, bool kGroups, int kFragments>
+__device__ __forceinline__ void QuantizeFragments(float (&v)[kFragments][kSlots], const Work& work, int64_t first,
+                                                  int left) {
   const Quantizer quantizer(work);
   const bool asymmetric = quantizer.asymmetric();
   Span spans[kFragments];
@@ -68,7 +21,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 
     for (int s = 0; s < kSlots; ++s) v[f][s] *= work.float_scale;
     spans[f].Include(v[f], asymmetric);
   }
-  const auto place = [&](int f) { return first + f * kFragment; };
+  const auto inside = [&](int f) { return f * kFragment < left; };
   Group groups[kFragments];
   if constexpr (kBits > 8 && !kGroups) {  // the warp's one row
     Span span[1] = {spans[0]};
@@ -77,7 +30,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 
     IncludeWarp(span, asymmetric);
     Group group[1];
     quantizer.FindGroups(
-        group, span, [&](int) { return first >> kBits; }, [&](int) { return lane == 0 && first < end; });
+        group, span, [&](int) { return first >> kBits; }, [&](int) { return Lane() == 0 && inside(0); });
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) groups[f] = group[0];
   } else {
@@ -87,15 +40,67 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 
     } else {
       IncludeLanes(spans, lanes, asymmetric);
     }
+    const bool stores = (Lane() & (lanes - 1)) == 0;
     quantizer.FindGroups(
-        groups, spans, [&](int f) { return place(f) >> group_bits; },
-        [&](int f) { return (lane & (lanes - 1)) == 0 && place(f) < end; });
+        groups, spans, [&](int f) { return (first + f * kFragment) >> group_bits; },
+        [&](int f) { return stores && inside(f); });
   }
   quantizer.ForCode<!kGroups>([&](auto encoder) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
-      if (place(f) < end) encoder.Store(work.y, place(f), v[f], groups[f]);
+      if (inside(f)) encoder.Store(work.y, first + f * kFragment, v[f], groups[f]);
   });
+}
+
+template <typename T, typename Shape, bool kGroups>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 3 / 4)
+    QuantizedShortRows(const Work work) {
+  constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments, kElements = kFragments * kFragment;
+  static_assert(kBits >= 5, "a lane's elements are of one row and one group, and whole rows end with a group of lanes");
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t first = (blockIdx.x * Shape::kRowsPerBlock << kBits) + warp * kElements + kSlots * Lane();
+  const int left = static_cast<int>(min((work.count << kBits) - first, int64_t{kElements}));
+  const uint16_t* const x = static_cast<const uint16_t*>(work.x) + first;
+  const typename Fragment<T>::template Matrices<kBits, (kFragments > 2)> matrices;
+  const auto load = [&](Fragment<T>& fragment, int f) {
+    uint4 q = make_uint4(0, 0, 0, 0);
+    if (f * kFragment < left) q = *reinterpret_cast<const uint4*>(x + f * kFragment);
+    fragment.raw[0] = q.x, fragment.raw[1] = q.y, fragment.raw[2] = q.z, fragment.raw[3] = q.w;
+  };
+
+  WaitForPreviousLaunch();
+  Fragment<T> fragments[kFragments];
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) load(fragments[f], f);
+  if constexpr (kBits < 8) {
+    bool unsafe = false;
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) unsafe |= fragments[f].HasUnsafe();
+    if (__any_sync(kWarp, unsafe)) {
+      // One fragment after the other, as TransformCarefully does it.
+#pragma unroll 1
+      for (int f = 0; f < kFragments; ++f) {
+        Fragment<T> fragment;
+        load(fragment, f);
+        float v[1][kSlots], alone[kSlots];
+        const unsigned done = fragment.template UnsafeRows<kBits>();
+        fragment.template TransformByButterflies<kBits>(alone);
+        fragment.Zero(done);
+        fragment.Transform(v[0], matrices);
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s)
+          if (done) v[0][s] = alone[s];
+        QuantizeFragments<kBits, kGroups>(v, work, first + f * kFragment, left - f * kFragment);
+      }
+      return;
+    }
+  }
+
+  float v[kFragments][kSlots];
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
+  if constexpr (kBits > 8) Butterflies(v);
+  QuantizeFragments<kBits, kGroups>(v, work, first, left);
 }
 
 template <typename T, typename Shape, bool kGroups>
@@ -124,6 +129,8 @@ Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> s
 // a row and not 2.
 template <typename T, int kBits>
 struct QuantizedChoice : Choice<typename RowsChoice<T, kBits>::Many> {};
+template <typename T>
+struct QuantizedChoice<T, 11> : Choice<Long<11, 4, 14, Exchange<1>>> {};
 template <typename T>
 struct QuantizedChoice<T, 15>
     : Choice<Long<15, 8, 1, Exchange<1>, Staged<2, 90, kAnyTurns>>, Long<15, 8, 1, Exchange<2>>> {};

@@ -82,32 +82,29 @@ template <typename T, int kColumns, bool kAligned, bool kSigned, int kGroups>
 __device__ __forceinline__ void Store(const GroupSums<kGroups>& sums, const Rows& rows, const Work& work, int first_a,
                                       int first_row, const uint32_t* signs) {
   const int lane = Lane(), at = ((first_a + lane / 4) * kColumns + lane % 4 / 2) * kGroup + lane % 2 * 4;
-  // All words before a store, which no load of theirs can be moved across: one for each half and four columns.
+  // A half's words before its first store, which no load of theirs can be moved across: one for four columns.
   constexpr int kColumnsOfWord = Min(kColumns, 4);
-  uint32_t words[2][kColumns / kColumnsOfWord] = {};
-  if (kSigned && signs)
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      if (first_a + CRow(lane, 2 * half) < work.order)
+  for (int half = 0; half < 2; ++half) {
+    if (first_a + CRow(lane, 2 * half) >= work.order) return;
+    const int of_half = 8 * half * kColumns * kGroup;
+    uint32_t words[kColumns / kColumnsOfWord] = {};
+    if (kSigned && signs)
 #pragma unroll
-        for (int j = 0; j < kColumns; j += kColumnsOfWord)
-          words[half][j / kColumnsOfWord] =
-              signs[static_cast<unsigned>(at) / 32 + (8 * half * kColumns + j) * kGroup / 32];
-  uint16_t* to = rows.y + first_row * rows.n + at;
+      for (int j = 0; j < kColumns; j += kColumnsOfWord)
+        words[j / kColumnsOfWord] = signs[static_cast<unsigned>(at) / 32 + (of_half + j * kGroup) / 32];
+    uint16_t* to = rows.y + first_row * rows.n + at + of_half;
 #pragma unroll
-  for (int row = 0; row < kGroups / kColumns; ++row, to += rows.n) {
-    if (row > 0 && first_row + row >= rows.count) return;
+    for (int row = 0; row < kGroups / kColumns; ++row, to += rows.n) {
+      if (row > 0 && first_row + row >= rows.count) break;
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      if (first_a + CRow(lane, 2 * half) < work.order)
-#pragma unroll
-        for (int j = 0; j < kColumns; j += 2) {
-          const float (&even)[4] = sums.of[row * kColumns + j], (&odd)[4] = sums.of[row * kColumns + j + 1];
-          const float v[4] = {even[2 * half], even[2 * half + 1], odd[2 * half], odd[2 * half + 1]};
-          const int further = (8 * half * kColumns + j) * kGroup;
-          const auto of_results = PackedSigns<4>::In(words[half][j / kColumnsOfWord], at + further);
-          StoreResults<T, kAligned>(to + further, v, work.float_scale, of_results);
-        }
+      for (int j = 0; j < kColumns; j += 2) {
+        const float (&even)[4] = sums.of[row * kColumns + j], (&odd)[4] = sums.of[row * kColumns + j + 1];
+        const float v[4] = {even[2 * half], even[2 * half + 1], odd[2 * half], odd[2 * half + 1]};
+        const auto of_results = PackedSigns<4>::In(words[j / kColumnsOfWord], at + j * kGroup);
+        StoreResults<T, kAligned>(to + j * kGroup, v, work.float_scale, of_results);
+      }
+    }
   }
 }
 

@@ -25,7 +25,7 @@ struct Kernel {
   using A = typename T::Accumulator;
   using S = typename T::Storage;
   using Y = typename R::Storage;
-  static constexpr bool kInResult = std::is_same_v<Y, A>;  // the accumulators
+  static constexpr bool kInResult = std::is_same_v<Y, A>;  // where the accumulators are
 
   static void Rows(const Problem& problem, Range rows, const void* x_, void* y_, const Memory& memory) {
     const int64_t n = problem.n, end = rows.last * n, most = RowsTogether(problem) * n;
@@ -41,13 +41,13 @@ struct Kernel {
         for (int64_t row = 0; row < count; row += n) Flip(x + row, n, problem.signs, flipped + row);
         x = flipped;
       }
-      const S* close = x;  // what is to be prefetched
-      if constexpr (!kInResult) close = y;
+      const S* near = x;  // what is to be prefetched
+      if constexpr (!kInResult) near = y;
       if (problem.factor_count == 0) {
-        PowerOfTwoRows<T>(x, n, count, buffer, close, Result(problem, y));
+        PowerOfTwoRows<T>(x, n, count, buffer, near, Result(problem, y));
       } else {
         const int64_t inner = n / problem.factors[0].order;
-        InnerRows(problem, x, count, buffer, close, memory);
+        InnerRows(problem, x, count, buffer, near, memory);
         FactorStep<A>(problem, 0, memory).Apply(buffer, inner, {0, count / n * inner}, Exact(problem, y));
       }
       if (SignsLast(problem))
@@ -115,7 +115,8 @@ struct Kernel {
   }
 };
 
-// Transforms and quantises rows, as many at a time as the buffer holds.
+// Transforms and quantises rows, as many at a time as the buffer holds. Results are float32, which do not come in
+// pairs.
 template <typename T>
 void QuantizeRows(const Problem& problem, const Quantization& quantization, Range rows, const void* x,
                   const QuantizedBuffers& results, const Memory& memory) {

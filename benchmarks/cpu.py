@@ -1,14 +1,16 @@
 """Times the transform on the CPU: against memcpy, on more threads, and against what XLA offers instead.
 
-    python benchmarks/cpu.py [--tables memcpy threads programs factors] [--out FILE.json]
+    python benchmarks/cpu.py [--tables memcpy threads programs factors quantized] [--out FILE.json]
 
 `memcpy`: the kernel on one thread beside memcpy of the same bytes, in turn; the share is the best time of
 memcpy / the best of the transform, because other tenants of a machine only ever add time. `threads`: the best time on
 one thread / on several. `programs`: medians of jitted calls, in turn, of the transform and of XLA's alternatives.
 `factors`: lengths that are no powers of two, the kernel on one thread and on all beside memcpy and a dense product.
+`quantized`: best times of jitted calls, in turn, of the transform alone, quantised by the kernel, and quantised by XLA.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -131,7 +133,9 @@ def repeated(function: Callable) -> Callable:
     return program
 
 
-def median_times(functions: dict[str, Callable], x: jax.Array) -> dict[str, float]:
+def call_times(
+    functions: dict[str, Callable], x: jax.Array, statistic: Callable = statistics.median
+) -> dict[str, float]:
     """Milliseconds, of jitted calls in turn, in random order: threads of the call before may still be awake. A slow
     function has fewer turns.
     """
@@ -139,15 +143,15 @@ def median_times(functions: dict[str, Callable], x: jax.Array) -> dict[str, floa
     functions = {name: jax.jit(function) for name, function in functions.items()}
     times = {name: [] for name in functions}
     for function in functions.values():
-        function(x).block_until_ready()
+        jax.block_until_ready(function(x))
     for turn in range(300):
         for name in order.permutation(list(functions)):
             function = functions[name]
             if turn < 3 or sum(times[name]) < 100:
                 start = time.perf_counter()
-                function(x).block_until_ready()
+                jax.block_until_ready(function(x))
                 times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistic(values) for name, values in times.items()}
 
 
 def programs() -> list[dict]:
@@ -159,10 +163,10 @@ def programs() -> list[dict]:
             for rows in (1, 8, 128, (1 << 22) // n):
                 x = jax.random.normal(jax.random.key(n), (rows, n), dtype)
                 entry = {"dtype": dtype.name, "n": n, "rows": rows}
-                results.append({**entry, "calls": 1, "milliseconds": median_times(functions, x)})
+                results.append({**entry, "calls": 1, "milliseconds": call_times(functions, x)})
                 if rows == 1 and n <= 256:
                     many = {name: repeated(function) for name, function in functions.items()}
-                    results.append({**entry, "calls": CALLS, "milliseconds": median_times(many, x)})
+                    results.append({**entry, "calls": CALLS, "milliseconds": call_times(many, x)})
         show(
             f"{dtype.name}, milliseconds of jitted calls",
             [e for e in results if e["dtype"] == dtype.name],
@@ -211,6 +215,55 @@ def dense_time(x: np.ndarray) -> float:
     return min(times)
 
 
+QUANTIZE = "quantize"
+jax.ffi.register_ffi_target(QUANTIZE, _ffi.CPU.module.quantize_handler(), platform="cpu")
+# The code, its largest number, the type of the scales, and how many elements share one; 0 for a row.
+QUANTIZED = {
+    "int8, row": ("int8", 127, "float32", 0),
+    "float8_e4m3fn, row": ("float8_e4m3fn", 448, "float32", 0),
+    "float8_e4m3fn, 32": ("float8_e4m3fn", 448, "float32", 32),
+    "mxfp8": ("float8_e4m3fn", 448, "float8_e8m0fnu", 32),
+}
+
+
+def quantizers(name: str, x: jax.Array) -> dict[str, Callable]:
+    """Functions of x that return codes and scales: one call of the kernel, and the kernel's transform and XLA."""
+    code, largest, scale_type, group = QUANTIZED[name]
+    rows, n = x.shape
+    group = group or n
+    results = [jax.ShapeDtypeStruct(x.shape, code), jax.ShapeDtypeStruct((rows, n // group), scale_type)]
+    attributes = {"scale": np.float64(n**-0.5), "code": code, "scale_type": scale_type, "group": np.int64(group)}
+
+    def by_xla(x):
+        w = hadamard(x.astype(jnp.float32)).reshape(rows, n // group, group)
+        amax = jnp.abs(w).max(-1)
+        scales = jnp.where(amax == 0, 1, amax / largest)
+        if scale_type != "float32":
+            scales = jnp.exp2(jnp.floor(jnp.log2(amax)) - math.floor(math.log2(largest)))
+        codes = jnp.clip(w * (1 / scales)[..., None], -largest, largest)
+        if code == "int8":
+            codes = jnp.round(codes)
+        return codes.astype(code).reshape(x.shape), scales.astype(scale_type)
+
+    def by_kernel(x):
+        return jax.ffi.ffi_call(QUANTIZE, results)(x, **attributes)
+
+    return {"transform": hadamard, "kernel": by_kernel, "xla": by_xla}
+
+
+def quantized() -> list[dict]:
+    """2^22 elements, all cores."""
+    choice = itertools.product(DTYPES[:2], QUANTIZED, (128, 1024, 4096, 32768))
+    entries = [{"dtype": dtype.name, "format": name, "n": n, "milliseconds": {}} for dtype, name, n in choice]
+    for _ in range(SWEEPS):
+        for entry in entries:
+            x = jax.random.normal(jax.random.key(0), ((1 << 22) // entry["n"], entry["n"]), entry["dtype"])
+            for way, value in call_times(quantizers(entry["format"], x), x, min).items():
+                entry["milliseconds"][way] = min(entry["milliseconds"].get(way, value), value)
+    show("milliseconds of jitted calls", entries, lambda e: {k: e[k] for k in ("dtype", "format")} | e["milliseconds"])
+    return entries
+
+
 def show(title: str, results: list[dict], columns: Callable[[dict], dict | None]) -> None:
     """Prints the columns of each result that has any."""
     rows = [{"n": entry["n"], **cells} for entry in results if (cells := columns(entry))]
@@ -224,7 +277,13 @@ def show(title: str, results: list[dict], columns: Callable[[dict], dict | None]
 def main() -> None:
     """Prints tables and stores what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"memcpy": memcpy_shares, "threads": thread_scaling, "programs": programs, "factors": factors}
+    tables = {
+        "memcpy": memcpy_shares,
+        "threads": thread_scaling,
+        "programs": programs,
+        "factors": factors,
+        "quantized": quantized,
+    }
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -92,6 +92,15 @@ def eight_cpu_devices():
 
 
 @pytest.fixture
+def isas():
+    """Every instruction set of the CPU kernel that this processor has, the widest last and in the end."""
+    select = _ffi.CPU.module.select_isa
+    names = [name for name in ("baseline", "avx2", "avx512") if select(name)]
+    yield names
+    select(names[-1])
+
+
+@pytest.fixture
 def fresh_lowering():
     """Forgets compiled programs and what _ffi found out, before and after a test that changes what serves."""
 

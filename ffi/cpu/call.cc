@@ -30,6 +30,15 @@ bool CanCut(const Problem& problem) {
          (problem.factor_count == 0 || problem.n / problem.factors[0].order % kColumns == 0);
 }
 
+int64_t Units(int64_t threads) { return threads == 1 ? 1 : kUnitsPerThread * threads; }
+
+void WorkOnThreads(Call& call, int64_t threads) {
+  std::vector<std::thread> others;
+  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back([&call, thread] { call.Work(thread); });
+  call.Work(0);
+  for (std::thread& other : others) other.join();
+}
+
 }  // namespace
 
 void FreeAligned::operator()(char* memory) const { ::operator delete[](memory, kCacheLine); }
@@ -43,16 +52,15 @@ int64_t ThreadsWorth(const Problem& problem, int64_t available) {
 }
 
 Call::Call(const Problem& problem, const void* x, void* y, int64_t threads) : problem_(problem), x_(x), y_(y) {
-  const int64_t elements = problem.rows * problem.n, units = threads == 1 ? 1 : kUnitsPerThread * threads;
+  const int64_t elements = problem.rows * problem.n;
   if (!CanCut(problem) || 2 * problem.rows > threads) {
-    const int64_t least = RowsForStrips(problem);
-    phase_[0].units = std::min(units, (problem.rows + least - 1) / least);
+    SliceRows(1, threads);
   } else {
     phases_ = problem.factor_count || threads <= kJoined ? 2 : 3;
     part_ = problem.n;
     for (int phase = 1; phase < phases_; ++phase) {
       part_ /= PartsJoined(problem);
-      phase_[phase].units = std::min(units, elements / PartsJoined(problem) / kColumns);
+      phase_[phase].units = std::min(Units(threads), elements / PartsJoined(problem) / kColumns);
     }
     phase_[0].units = elements / part_;
   }
@@ -61,11 +69,28 @@ Call::Call(const Problem& problem, const void* x, void* y, int64_t threads) : pr
       buffer_bytes_ = (problem.factor_count ? RowsTogether(problem) : 1) * problem.n * AccumulatorBytes(problem.dtype);
     buffers_.reset(Allocate(part_ ? elements * AccumulatorBytes(problem.dtype) : threads * buffer_bytes_));
   }
-  if (problem.factor_count) {
-    step_bytes_ = kTableBytes + SumsBytes(problem);
-    steps_.reset(Allocate(threads * step_bytes_));
-    for (int i = 0; i < problem.factor_count; ++i) picks_[i] = MakePicks(problem.factors[i]);
-  }
+  PrepareSteps(threads);
+}
+
+Call::Call(const Problem& problem, const Quantization& quantization, const void* x, const QuantizedBuffers& results,
+           int64_t threads)
+    : problem_(problem), x_(x), quantization_(quantization), results_(results) {
+  SliceRows(RowsOfGroups(problem, quantization), threads);
+  buffer_bytes_ = RowsQuantized(problem, quantization) * problem.n * AccumulatorBytes(problem.dtype);
+  buffers_.reset(Allocate(threads * buffer_bytes_));
+  PrepareSteps(threads);
+}
+
+void Call::SliceRows(int64_t least, int64_t threads) {
+  least = std::max(least, RowsForStrips(problem_));
+  phase_[0].units = std::min(Units(threads), (problem_.rows + least - 1) / least);
+}
+
+void Call::PrepareSteps(int64_t threads) {
+  if (problem_.factor_count == 0) return;
+  step_bytes_ = kTableBytes + SumsBytes(problem_);
+  steps_.reset(Allocate(threads * step_bytes_));
+  for (int i = 0; i < problem_.factor_count; ++i) picks_[i] = MakePicks(problem_.factors[i]);
 }
 
 void Call::Work(int64_t thread) {
@@ -87,6 +112,11 @@ void Call::Do(int phase, int64_t unit, int64_t thread) const {
   char *buffer = buffers_ ? buffers_.get() + thread * buffer_bytes_ : static_cast<char*>(y_),
        *step = steps_.get() + thread * step_bytes_;
   const Memory memory = {buffer, step, step + kTableBytes, {picks_[0].get(), picks_[1].get()}};
+  if (quantization_) {
+    const int64_t least = RowsOfGroups(problem_, *quantization_);
+    const Range groups = share(problem_.rows / least);
+    return QuantizeRows(problem_, *quantization_, {groups.first * least, groups.last * least}, x_, results_, memory);
+  }
   if (part_ == 0) return TransformRows(problem_, share(problem_.rows), x_, y_, memory);
   if (phase == 0) return TransformParts(problem_, part_, {unit, unit + 1}, x_, y_, memory);
   int64_t h = part_;
@@ -101,10 +131,13 @@ void Call::WaitFor(int phase) const {
 
 void Transform(const Problem& problem, const void* x, void* y, int64_t threads) {
   Call call(problem, x, y, threads);
-  std::vector<std::thread> others;
-  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back([&call, thread] { call.Work(thread); });
-  call.Work(0);
-  for (std::thread& other : others) other.join();
+  WorkOnThreads(call, threads);
+}
+
+void TransformAndQuantize(const Problem& problem, const Quantization& quantization, const void* x,
+                          const QuantizedBuffers& results, int64_t threads) {
+  Call call(problem, quantization, x, results, threads);
+  WorkOnThreads(call, threads);
 }
 
 }  // namespace jax_hadacore::cpu

@@ -1,11 +1,13 @@
-// call.h: one transform, shared out between threads.
+// call.h: one transform, quantised or not, shared out between threads.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "../problem.h"
+#include "../quantization.h"
 
 namespace jax_hadacore::cpu {
 
@@ -25,11 +27,14 @@ int64_t ThreadsWorth(const Problem& problem, int64_t available);
 //   0:       each part of a row is transformed by itself: the strides below the part's length;
 //   1, 2, .. eight neighbouring parts are joined into one, column by column: the next three strides. Where there are
 //            factors, the parts are of n / (the first factor's order), and its step joins them, in phase 1.
-// Either way an element's sums are the same tree.
+// Either way an element's sums are the same tree. To be quantised, rows are always sliced, and groups never cut: a
+// thread has each to itself.
 class Call {
  public:
-  // For `threads` threads. Throws std::bad_alloc.
+  // For `threads` threads. Throw std::bad_alloc.
   Call(const Problem& problem, const void* x, void* y, int64_t threads);
+  Call(const Problem& problem, const Quantization& quantization, const void* x, const QuantizedBuffers& results,
+       int64_t threads);
 
   // Takes part as one of the threads, numbered from 0. Returns when no unit is left to take.
   void Work(int64_t thread);
@@ -45,12 +50,17 @@ class Call {
     std::atomic<int64_t> taken{0}, done{0};
   };
 
+  // Of a call whose units are slices of `least` rows or a multiple.
+  void SliceRows(int64_t least, int64_t threads);
+  void PrepareSteps(int64_t threads);
   void Do(int phase, int64_t unit, int64_t thread) const;
   void WaitFor(int phase) const;
 
   const Problem problem_;
   const void* const x_;
-  void* const y_;
+  void* const y_ = nullptr;
+  const std::optional<Quantization> quantization_;
+  const QuantizedBuffers results_ = {};
   int64_t part_ = 0;  // the length of a part, or 0 where units are slices of the rows
   int phases_ = 1;
   Phase phase_[kMaxPhases];
@@ -62,5 +72,7 @@ class Call {
 
 // The whole transform on threads of its own, for tests.
 void Transform(const Problem& problem, const void* x, void* y, int64_t threads);
+void TransformAndQuantize(const Problem& problem, const Quantization& quantization, const void* x,
+                          const QuantizedBuffers& results, int64_t threads);
 
 }  // namespace jax_hadacore::cpu

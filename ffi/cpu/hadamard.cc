@@ -92,4 +92,10 @@ void JoinColumns(const Problem& problem, int64_t h, Range columns, void* y, cons
   CurrentIsa().join_columns(problem, h, columns, y, memory);
 }
 
+void QuantizeRows(const Problem& problem, const Quantization& quantization, Range rows, const void* x,
+                  const QuantizedBuffers& results, const Memory& memory) {
+  const KeepSubnormals guard;
+  CurrentIsa().quantize_rows(problem, quantization, rows, x, results, memory);
+}
+
 }  // namespace jax_hadacore::cpu

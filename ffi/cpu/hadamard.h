@@ -1,10 +1,13 @@
-// hadamard.h: the CPU transform, one copy of it for each instruction set, and the choice between them.
+// hadamard.h: the CPU transform, and with it the quantisation of its results: one copy of them for each instruction
+// set, and the choice between these.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include "../problem.h"
+#include "../quantization.h"
 
 namespace jax_hadacore::cpu {
 
@@ -30,9 +33,22 @@ constexpr int64_t RowsTogether(const Problem& problem) {
   return fit > 1 ? fit * least : least;
 }
 
+// The fewest rows that are whole groups; where the scale is given, whole bytes of codes.
+constexpr int64_t RowsOfGroups(const Problem& problem, const Quantization& quantization) {
+  if (problem.n == 0) return 1;
+  const int64_t elements = quantization.scale == Scale::kGiven ? 8 / CodeBits(quantization.code) : quantization.group;
+  return std::lcm(problem.n, elements) / problem.n;
+}
+
+// Rows that are quantised together: as many as are transformed together, but whole groups.
+constexpr int64_t RowsQuantized(const Problem& problem, const Quantization& quantization) {
+  const int64_t least = RowsOfGroups(problem, quantization), fit = RowsTogether(problem) / least;
+  return fit > 1 ? fit * least : least;
+}
+
 // What a thread works with besides operand and result (factor_sums.h).
 struct Memory {
-  void* buffer;  // accumulators; the result itself where AccumulatesInPlace
+  void* buffer;  // accumulators; the result itself where AccumulatesInPlace; results that are to be quantised
   void* table;
   void* sums;
   const uint16_t* picks[2];  // of each factor that is of signs
@@ -45,6 +61,8 @@ struct Isa {
   void (*transform_parts)(const Problem& problem, int64_t length, Range parts, const void* x, void* y,
                           const Memory& memory);
   void (*join_columns)(const Problem& problem, int64_t h, Range columns, void* y, const Memory& memory);
+  void (*quantize_rows)(const Problem& problem, const Quantization& quantization, Range rows, const void* x,
+                        const QuantizedBuffers& results, const Memory& memory);
 };
 
 // The widest instruction set that this processor has, or the one selected by name.
@@ -71,5 +89,9 @@ void TransformParts(const Problem& problem, int64_t length, Range parts, const v
 // Joins parts of h elements in the buffer, into y where these are rows then: by the strides h, 2 h and 4 h, or by the
 // step of the first factor. Columns are counted over all parts that are joined; their range and h are multiples of 32.
 void JoinColumns(const Problem& problem, int64_t h, Range columns, void* y, const Memory& memory);
+
+// Transforms rows, whole groups, into float32 and quantises these. The buffer holds RowsQuantized; not for float64.
+void QuantizeRows(const Problem& problem, const Quantization& quantization, Range rows, const void* x,
+                  const QuantizedBuffers& results, const Memory& memory);
 
 }  // namespace jax_hadacore::cpu

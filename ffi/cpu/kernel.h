@@ -6,39 +6,48 @@
 // a; signs are changed where elements are stored, before or after.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "butterflies.h"
 #include "factors.h"
 #include "hadamard.h"
+#include "quantize.h"
 #include "signs.h"
 
 namespace jax_hadacore::cpu {
 namespace {
 
-// The functions of an instruction set (hadamard.h), for one element type.
-template <typename T>
+// The functions of an instruction set (hadamard.h), for elements of one type and results of another, or of the same.
+template <typename T, typename R = T>
 struct Kernel {
   using A = typename T::Accumulator;
   using S = typename T::Storage;
+  using Y = typename R::Storage;
+  static constexpr bool kInResult = std::is_same_v<Y, A>;  // where the accumulators are
 
   static void Rows(const Problem& problem, Range rows, const void* x_, void* y_, const Memory& memory) {
     const int64_t n = problem.n, end = rows.last * n, most = RowsTogether(problem) * n;
     for (int64_t at = rows.first * n; at < end; at += most) {
       const int64_t count = end - at < most ? end - at : most;
       const S* x = static_cast<const S*>(x_) + at;
-      S* y = static_cast<S*>(y_) + at;
+      Y* y = static_cast<Y*>(y_) + at;
       A* buffer = static_cast<A*>(memory.buffer);
-      if constexpr (kInPlace<T>) buffer = y;
+      if constexpr (kInResult) buffer = y;
       if (SignsFirst(problem)) {
-        for (int64_t row = 0; row < count; row += n) Flip(x + row, n, problem.signs, y + row);
-        x = y;
+        // At the end of the result's memory, where wider results do not reach an element before it has been read.
+        S* flipped = reinterpret_cast<S*>(y + count) - count;
+        for (int64_t row = 0; row < count; row += n) Flip(x + row, n, problem.signs, flipped + row);
+        x = flipped;
       }
+      const S* near = x;  // what is to be prefetched
+      if constexpr (!kInResult) near = y;
       if (problem.factor_count == 0) {
-        PowerOfTwoRows<T>(x, n, count, buffer, y, Result(problem, y));
+        PowerOfTwoRows<T>(x, n, count, buffer, near, Result(problem, y));
       } else {
         const int64_t inner = n / problem.factors[0].order;
-        InnerRows(problem, x, count, buffer, y, memory);
+        InnerRows(problem, x, count, buffer, near, memory);
         FactorStep<A>(problem, 0, memory).Apply(buffer, inner, {0, count / n * inner}, Exact(problem, y));
       }
       if (SignsLast(problem))
@@ -92,8 +101,8 @@ struct Kernel {
   static bool SignsFirst(const Problem& problem) { return problem.signs && !problem.signs_last; }
   static bool SignsLast(const Problem& problem) { return problem.signs && problem.signs_last; }
 
-  static Scaled<T> Result(const Problem& problem, S* y) { return {y, static_cast<A>(problem.scale)}; }
-  static ScaledExactly<Consecutive<T>> Exact(const Problem& problem, S* y) { return {y, problem.scale}; }
+  static Scaled<R> Result(const Problem& problem, Y* y) { return {y, static_cast<A>(problem.scale)}; }
+  static ScaledExactly<Consecutive<R>> Exact(const Problem& problem, Y* y) { return {y, problem.scale}; }
 
   // `count` elements up to the step of the first factor, into the buffer. `result` is to be prefetched.
   static void InnerRows(const Problem& problem, const S* x, int64_t count, A* buffer, const S* result,
@@ -106,27 +115,50 @@ struct Kernel {
   }
 };
 
-// Calls function(Kernel<T>{}) for the element type T.
+// Transforms and quantises rows, as many at a time as the buffer holds. Results are float32, which do not come in
+// pairs.
+template <typename T>
+void QuantizeRows(const Problem& problem, const Quantization& quantization, Range rows, const void* x,
+                  const QuantizedBuffers& results, const Memory& memory) {
+  if constexpr (std::is_same_v<typename T::Accumulator, float>) {
+    const Quantizer quantizer(quantization, results);
+    float* w = static_cast<float*>(memory.buffer);
+    const int64_t n = problem.n, most = RowsQuantized(problem, quantization);
+    for (int64_t row = rows.first; row < rows.last; row += most) {
+      const int64_t count = std::min(most, rows.last - row);
+      const auto* from = static_cast<const typename T::Storage*>(x) + row * n;
+      Kernel<Consecutive<T>, Native<float>>::Rows(problem, {0, count}, from, w, memory);
+      quantizer.Quantize(w, count * n, row * n);
+    }
+  }
+}
+
+// Calls function(T{}) for the element type T.
 template <typename F>
 void ForType(Dtype dtype, const F& function) {
   switch (dtype) {
-    case Dtype::kF16: return function(Kernel<Float16>{});
-    case Dtype::kBF16: return function(Kernel<BFloat16>{});
-    case Dtype::kF32: return function(Kernel<Native<float>>{});
-    case Dtype::kF64: return function(Kernel<Native<double>>{});
+    case Dtype::kF16: return function(Float16{});
+    case Dtype::kBF16: return function(BFloat16{});
+    case Dtype::kF32: return function(Native<float>{});
+    case Dtype::kF64: return function(Native<double>{});
   }
 }
 
 constexpr Isa MakeIsa(const char* name) {
   return {name,
           [](const Problem& problem, Range rows, const void* x, void* y, const Memory& memory) {
-            ForType(problem.dtype, [&](auto kernel) { kernel.Rows(problem, rows, x, y, memory); });
+            ForType(problem.dtype, [&](auto t) { Kernel<decltype(t)>::Rows(problem, rows, x, y, memory); });
           },
           [](const Problem& problem, int64_t length, Range parts, const void* x, void* y, const Memory& memory) {
-            ForType(problem.dtype, [&](auto kernel) { kernel.Parts(problem, length, parts, x, y, memory); });
+            ForType(problem.dtype, [&](auto t) { Kernel<decltype(t)>::Parts(problem, length, parts, x, y, memory); });
           },
           [](const Problem& problem, int64_t h, Range columns, void* y, const Memory& memory) {
-            ForType(problem.dtype, [&](auto kernel) { kernel.Columns(problem, h, columns, y, memory); });
+            ForType(problem.dtype, [&](auto t) { Kernel<decltype(t)>::Columns(problem, h, columns, y, memory); });
+          },
+          [](const Problem& problem, const Quantization& quantization, Range rows, const void* x,
+             const QuantizedBuffers& results, const Memory& memory) {
+            ForType(problem.dtype,
+                    [&](auto t) { QuantizeRows<decltype(t)>(problem, quantization, rows, x, results, memory); });
           }};
 }
 

@@ -6,6 +6,7 @@
 
 #include "../handlers.h"
 #include "../problem_binding.h"
+#include "../quantization_binding.h"
 #include "call.h"
 #include "hadamard.h"
 #include "measure.h"
@@ -33,10 +34,12 @@ nb::dict Measure(const Problem& problem, uintptr_t x, uintptr_t y, int threads, 
 NB_MODULE(_cpu, m) {
   m.attr("ffi_api_version") = nb::make_tuple(kFfiApiVersion[0], kFfiApiVersion[1]);
   m.def("hadamard_handler", [] { return nb::capsule(reinterpret_cast<void*>(JaxHadacoreHadamardCpu)); });
+  m.def("quantize_handler", [] { return nb::capsule(reinterpret_cast<void*>(JaxHadacoreQuantizeCpu)); });
   m.def("isa", [] { return cpu::CurrentIsa().name; }, "The instruction set in use.");
   m.def("select_isa", cpu::SelectIsa, "name"_a,
         "Uses another instruction set, for tests; False when this build or this processor has none of that name.");
   BindProblem(m);
+  BindQuantization(m);
   m.def("measure", Measure, "problem"_a, "x"_a, "y"_a, "threads"_a = 1, "repetitions"_a = 10,
         "Milliseconds of the transform and of memcpy on buffers at host addresses.");
   m.def(
@@ -46,4 +49,12 @@ NB_MODULE(_cpu, m) {
       },
       "problem"_a, "x"_a, "y"_a, "threads"_a = 1, nb::call_guard<nb::gil_scoped_release>(),
       "Transforms buffers at host addresses on threads of its own.");
+  m.def(
+      "quantize",
+      [](const Problem& problem, const Quantization& quantization, uintptr_t x, const QuantizedBuffers& results,
+         int64_t threads) {
+        cpu::TransformAndQuantize(problem, quantization, reinterpret_cast<const void*>(x), results, threads);
+      },
+      "problem"_a, "quantization"_a, "x"_a, "results"_a, "threads"_a = 1, nb::call_guard<nb::gil_scoped_release>(),
+      "The same, quantised.");
 }

@@ -31,7 +31,7 @@ class Rotation:
         >>> rotation = Rotation(4, signs=jnp.array([1.0, -1.0, 1.0, 1.0]))
         >>> y = rotation.apply(jnp.array([1.0, 2.0, 3.0, 4.0]))
         >>> y
-        Array([ 3., -1., -4.,  2.], dtype=float32)
+        Array([ 3.,  1., -4.,  2.], dtype=float32)
         >>> rotation.apply(y, transpose=True)
         Array([1., 2., 3., 4.], dtype=float32)
 

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ._axis import Axis
-from ._rotation import Rotation
+from ._rotation import Rotation, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +99,18 @@ def _program(sharding: NamedSharding | None) -> Callable[..., jax.Array]:
 
 
 def _folded(array: jax.Array, norms: list[jax.Array], turns: list[Rotation], *, recipe: Recipe) -> jax.Array:
+    compute = functools.partial(_computed, recipe=recipe)
+    sharding = jax.typeof(array).sharding
+    if any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types):
+        spec = sharding.spec[::-1] if recipe.transpose else sharding.spec
+        compute = jax.sharding.auto_axes(compute, out_sharding=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+    return compute(array, norms, turns)
+
+
+def _computed(array: jax.Array, norms: list[jax.Array], turns: list[Rotation], *, recipe: Recipe) -> jax.Array:
     if recipe.fill is not None:
         return jnp.full_like(array, recipe.fill)
-    w = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    w = array.astype(wide(array.dtype))
     w = w.T if recipe.transpose else w
     for scale, norm in zip(recipe.scales, norms, strict=True):
         w = _scaled(w, norm.astype(w.dtype), scale)

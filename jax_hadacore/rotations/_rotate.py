@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from . import _tree
 from ._fold import Fold
 from ._plan import Plan
-from ._rotation import Rotation
+from ._rotation import Rotation, wide
 
 
 def fuse_norms(params: Any, plan: Plan) -> Any:
@@ -120,5 +120,5 @@ def _folded(params: Any, plan: Plan, folds: Mapping[str, Fold], rotations: Mappi
 
 
 def _deviation(before: jax.Array, after: jax.Array) -> float:
-    before, after = (jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (before, after))
+    before, after = (jnp.asarray(x).astype(wide(x.dtype)) for x in (before, after))
     return float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before)))

@@ -5,8 +5,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import hadamard
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype to compute in for results of a dtype: float32 or wider."""
+    return np.promote_types(dtype, np.float32)  # JAX's own refuses to promote where the user wants strictness
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("signs", "q"), meta_fields=("size", "block"))
@@ -70,7 +76,7 @@ class Rotation:
         transform = functools.partial(hadamard, axis=axis, block_size=self.block, signs=self.signs, transpose=transpose)
         if self.q is None:
             return transform(x)
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = x.astype(wide(x.dtype))
         y = transform(self._learned(y, axis, transpose)) if transpose else self._learned(transform(y), axis, transpose)
         return y.astype(x.dtype)
 

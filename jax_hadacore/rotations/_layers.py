@@ -74,9 +74,8 @@ class RotatedLinear(nnx.Module):
 
     def __init__(self, linear: nnx.Linear, rotation: Rotation):
         self.online = OnlineHadamard(rotation)
-        self.linear = nnx.merge(*nnx.split(linear))
-        plan = Plan({"T": ["kernel@0"]})
-        self.linear.kernel[...] = rotate({"kernel": linear.kernel[...]}, plan, {"T": rotation})["kernel"]
+        graph, state = nnx.split(linear)
+        self.linear = nnx.merge(graph, rotate(state, Plan({"T": ["kernel@0"]}, keep=["**"]), {"T": rotation}))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The result of the layer for an array (..., in_features)."""

@@ -130,3 +130,10 @@ def x64_off():
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def usual_promotion():
+    """JAX's default rules for dtypes and ranks, for other packages' models."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

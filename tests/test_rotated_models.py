@@ -47,12 +47,6 @@ POSITIONS = np.tile(np.arange(7), (2, 1))
 MASK = np.broadcast_to(np.tri(7, dtype=bool), (2, 7, 7))
 
 
-@pytest.fixture
-def usual_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @functools.cache
 def built(name):
     """A model with random parameters: norms and biases are not trivial."""

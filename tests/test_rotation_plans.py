@@ -79,7 +79,7 @@ def test_a_batch_of_rotations(layers):
         for i in range(3):
             one = jnp.take(x, i, axis=layers)
             np.testing.assert_array_equal(jnp.take(y, i, axis=layers), batch[i].apply(one))
-    with pytest.raises(IndexError, match="a batch of 3 has no rotation 3"):
+    with pytest.raises(IndexError, match=r"a batch of shape \(3,\) has no rotation 3"):
         batch[3]
 
 
@@ -272,8 +272,12 @@ def error_cases():
             "'norm' is a norm to fuse; it cannot be rotated",
         ),
         "norm into a part": (
-            Plan({}, fuse=[Fuse("c/0/w", [Axis("v", 1, part=0)])], keep=rest),
-            "'c/0/w' of 4 elements does not fit axis 1 of 'v'",
+            Plan({}, fuse=[Fuse("c/0/w", [Axis("o", 1, part=0)])], keep=rest),
+            "'c/0/w' does not fit 'o': .* a part of an array cannot take a norm",
+        ),
+        "norm of layers": (
+            Plan({}, fuse=[Fuse(Axis("v", 0, layers=1), ["o@1"])], keep=rest),
+            "'v' does not fit 'o': both must name the axis of the layers",
         ),
         "dtype": (Plan({"T": ["int8@0"]}, keep=rest), "'int8' has dtype int8; it must be float16"),
         "no layer": (
@@ -317,6 +321,10 @@ def test_errors_of_init_and_rotate():
         rotate(params, PAIR, {})
     with pytest.raises(ValueError, match="rotation T has size 4, and does not fit axis 1 of 'v', which has 6"):
         rotate(params, PAIR, {"T": Rotation(4)})
+    with pytest.raises(ValueError, match=r"T must be a single one, got a batch of shape \(3,\)"):
+        rotate(params, PAIR, {"T": Rotation(6, signs(6, 3), block=2)})
+    with pytest.raises(ValueError, match=r"T must be a batch, one a layer, got a batch of shape \(\)"):
+        rotate({"a": [params]}, Plan({"T": Axes(["a/*/v@1", "a/*/o@0"], per_layer=True)}), turns)
     assert rotate(params, PAIR, {**turns, "R3": Rotation(4)}).keys() == params.keys()
     for text in "v", "v@", "@1", "v@x":
         with pytest.raises(ValueError, match="must be written as 'PATH@AXIS'"):
@@ -375,3 +383,9 @@ def test_fuse_norms_alone_keeps_structure():
     fused = fuse_norms(params, Plan({}, fuse=[Fuse("norm", ["v@0"], offset=1.0)]))
     np.testing.assert_array_equal(fused["norm"], 0)
     np.testing.assert_array_equal(fused["v"], 4)
+
+
+def test_untying_alone():
+    params = {"embed": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    plan = Plan({}, untie=[rotations.Untie("embed", "head", transpose=True)], keep=["embed"])
+    np.testing.assert_array_equal(rotate(params, plan, {})["head"], params["embed"].T)

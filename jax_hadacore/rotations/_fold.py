@@ -69,7 +69,8 @@ class Fold:
             An array of the source's dtype and sharding, computed in float32 or wider and rounded once.
 
         Raises:
-            ValueError: a rotation has another size than the axis that it turns.
+            ValueError: a rotation has another size than the axis that it turns, or is not the batch or the single one
+                that the plan needs.
         """
         array = arrays[self.source]
         shape = array.shape[::-1] if self.recipe.transpose else array.shape
@@ -80,6 +81,12 @@ class Fold:
                 raise ValueError(
                     f"rotate: the rotation {name} has size {rotation.size}, and does not fit axis {axis.axis} of "
                     f"{self.source!r}, which has {size} elements."
+                )
+            per_layer = index is not None or axis.layers is not None
+            if rotation.batch is not None and len(rotation.batch) != per_layer:
+                needed = "a batch, one a layer" if per_layer else "a single one"
+                raise ValueError(
+                    f"rotate: the rotation {name} must be {needed}, got a batch of shape {rotation.batch}."
                 )
             turns.append(rotation if index is None else rotation[index])
         program = _program(_named_sharding(array) if not self.recipe.transpose else None)
@@ -99,11 +106,13 @@ def _program(sharding: NamedSharding | None) -> Callable[..., jax.Array]:
 
 
 def _folded(array: jax.Array, norms: list[jax.Array], turns: list[Rotation], *, recipe: Recipe) -> jax.Array:
+    """The fold; where types carry shardings, the compiler decides about those of the steps."""
     compute = functools.partial(_computed, recipe=recipe)
     sharding = jax.typeof(array).sharding
     if any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types):
         spec = sharding.spec[::-1] if recipe.transpose else sharding.spec
-        compute = jax.sharding.auto_axes(compute, out_sharding=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+        automatic = jax.sharding.auto_axes(out_sharding=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+        compute = automatic(compute)
     return compute(array, norms, turns)
 
 

@@ -115,7 +115,7 @@ class Plan:
         *,
         fuse: Iterable[Fuse] = (),
         untie: Iterable[Untie] = (),
-        keep: Iterable[str] = (),
+        keep: Iterable[str | Axis] = (),
     ):
         _set(
             self,
@@ -180,7 +180,9 @@ class Plan:
             made[name] = Rotation(
                 size,
                 signs=jax.random.rademacher(own_key, (*batch, size), jnp.float32) if axes.signed else None,
-                q=jnp.broadcast_to(jnp.eye(width), (*batch, *parts, width, width)) if name in learn else None,
+                q=jnp.broadcast_to(jnp.eye(width, dtype=jnp.float32), (*batch, *parts, width, width))
+                if name in learn
+                else None,
                 block=block.get(name),
             )
         return made

@@ -66,6 +66,9 @@ def resolve(plan: "Plan", tree: Any) -> Resolved:
     leaves = _tree.leaves(tree)
     matcher = _Matcher({**leaves, **_untied(plan, leaves)})
     changes: defaultdict[str, _Changes] = defaultdict(_Changes)
+    untied = {untie.target: untie for untie in plan.untie}
+    for path in untied:
+        changes[path] = _Changes()
     for fuse in plan.fuse:
         _add_fuse(fuse, matcher, changes)
     sizes: dict[str, int] = {}
@@ -81,7 +84,6 @@ def resolve(plan: "Plan", tree: Any) -> Resolved:
     _check_norms(changes)
     _check_complete(plan, matcher.arrays, changes)
     _check_shared(leaves, changes)
-    untied = {untie.target: untie for untie in plan.untie}
     return Resolved({path: _fold(path, change, untied.get(path)) for path, change in changes.items()}, sizes, counts)
 
 
@@ -106,7 +108,7 @@ class _Matcher:
                 f"Plan: {path!r} has dtype {array.dtype}; it must be float16, bfloat16, float32 or float64. "
                 "Rotate weights before they are quantised."
             )
-        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        if array.dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
             raise ValueError(f"Plan: {path!r} has dtype {array.dtype}, which needs jax_enable_x64.")
         ndim = len(array.shape)
         counted = {"axis": axis.axis} if axis.layers is None else {"axis": axis.axis, "layers": axis.layers}

@@ -50,6 +50,13 @@ class Rotation:
     q: jax.Array | None = None
     block: int | None = None
 
+    @property
+    def batch(self) -> tuple[int, ...] | None:
+        """The leading axes of the leaves, () for a single rotation; None where there are no leaves to tell."""
+        if self.signs is not None:
+            return self.signs.shape[:-1]
+        return None if self.q is None else self.q.shape[: -2 if self.block is None else -3]
+
     def apply(self, x: jax.Array, axis: int = -1, *, transpose: bool = False, layers: int | None = None) -> jax.Array:
         """T along an axis of x, or its adjoint, which is the inverse.
 
@@ -84,11 +91,11 @@ class Rotation:
         """One rotation of a batch.
 
         Raises:
-            IndexError: the batch has no such rotation.
+            IndexError: there is no such rotation.
         """
-        for leaf in jax.tree.leaves(self):
-            if not -leaf.shape[0] <= index < leaf.shape[0]:
-                raise IndexError(f"Rotation: a batch of {leaf.shape[0]} has no rotation {index}.")
+        # JAX would take the last one instead.
+        if self.batch is not None and not (self.batch and -self.batch[0] <= index < self.batch[0]):
+            raise IndexError(f"Rotation: a batch of shape {self.batch} has no rotation {index}.")
         return jax.tree.map(lambda leaf: leaf[index], self)
 
     def _learned(self, x: jax.Array, axis: int, transpose: bool) -> jax.Array:

@@ -1,5 +1,7 @@
 """The layers for Flax models with online rotations, in nnx and, through its bridge, in Linen."""
 
+import doctest
+import importlib
 import importlib.util
 
 import decoder
@@ -97,3 +99,9 @@ def test_in_a_linen_model():
     rotated = {**variables, "params": rotate(variables["params"], plan, {"T": turn})}
     with jax.default_matmul_precision("highest"):
         np.testing.assert_allclose(model.apply(rotated, x), x @ variables["params"]["Dense_0"]["kernel"], atol=1e-5)
+
+
+def test_docstrings():
+    tested = doctest.testmod(importlib.import_module(OnlineHadamard.__module__))
+    assert tested.attempted
+    assert not tested.failed

@@ -1,6 +1,8 @@
 """Rotation, Plan and rotate() by themselves: values, transformations, trees, shardings, and every error."""
 
 import dataclasses
+import doctest
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -389,3 +391,11 @@ def test_untying_alone():
     params = {"embed": np.arange(6, dtype=np.float32).reshape(3, 2)}
     plan = Plan({}, untie=[rotations.Untie("embed", "head", transpose=True)], keep=["embed"])
     np.testing.assert_array_equal(rotate(params, plan, {})["head"], params["embed"].T)
+
+
+@pytest.mark.usefixtures("x64_off")
+@pytest.mark.parametrize("module", ["_rotation", "_plan", "_rotate", "plans"])
+def test_docstrings(module):
+    tested = doctest.testmod(importlib.import_module(f"jax_hadacore.rotations.{module}"))
+    assert tested.attempted
+    assert not tested.failed

@@ -281,6 +281,10 @@ def error_cases():
             Plan({}, fuse=[Fuse(Axis("v", 0, layers=1), ["o@1"])], keep=rest),
             "'v' does not fit 'o': both must name the axis of the layers",
         ),
+        "norm of which one reader is rotated": (
+            Plan({"T": ["v@0"]}, fuse=[Fuse("norm", ["v@0", "c/0/w@0"])], keep=rest),
+            r"'v' and 'c/0/w' read the norm 'norm'; both must be rotated alike, got \['T'\] and \[\]",
+        ),
         "dtype": (Plan({"T": ["int8@0"]}, keep=rest), "'int8' has dtype int8; it must be float16"),
         "no layer": (
             Plan({"T": Axes(["v@1", "o@0"], per_layer=True)}, keep=rest),
@@ -321,11 +325,11 @@ def test_errors_of_init_and_rotate():
     turns = PAIR.init(key, params, block={"T": 2})
     with pytest.raises(ValueError, match=r"needs the rotations \['T'\], got none for \['T'\]"):
         rotate(params, PAIR, {})
-    with pytest.raises(ValueError, match="rotation T has size 4, and does not fit axis 1 of 'v', which has 6"):
+    with pytest.raises(ValueError, match="T has size 4, and does not fit axis 1 of 'v', which has 6"):
         rotate(params, PAIR, {"T": Rotation(4)})
-    with pytest.raises(ValueError, match=r"T must be a single one, got a batch of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"T must be a single one for 'v', got a batch of \(3,\)"):
         rotate(params, PAIR, {"T": Rotation(6, signs(6, 3), block=2)})
-    with pytest.raises(ValueError, match=r"T must be a batch, one a layer, got a batch of shape \(\)"):
+    with pytest.raises(ValueError, match=r"T must be a batch of more than 0 for 'a/0/v', got a batch of \(\)"):
         rotate({"a": [params]}, Plan({"T": Axes(["a/*/v@1", "a/*/o@0"], per_layer=True)}), turns)
     assert rotate(params, PAIR, {**turns, "R3": Rotation(4)}).keys() == params.keys()
     for text in "v", "v@", "@1", "v@x":
@@ -388,9 +392,9 @@ def test_fuse_norms_alone_keeps_structure():
 
 
 def test_untying_alone():
-    params = {"embed": np.arange(6, dtype=np.float32).reshape(3, 2)}
-    plan = Plan({}, untie=[rotations.Untie("embed", "head", transpose=True)], keep=["embed"])
-    np.testing.assert_array_equal(rotate(params, plan, {})["head"], params["embed"].T)
+    params = {"a/embed": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    plan = Plan({}, untie=[rotations.Untie("a/embed", "a/head", transpose=True)], keep=["a/embed"])
+    np.testing.assert_array_equal(rotate(params, plan, {})["a/head"], params["a/embed"].T)
 
 
 @pytest.mark.usefixtures("x64_off")
@@ -399,3 +403,16 @@ def test_docstrings(module):
     tested = doctest.testmod(importlib.import_module(f"jax_hadacore.rotations.{module}"))
     assert tested.attempted
     assert not tested.failed
+
+
+def test_merged_heads_of_scanned_layers():
+    params = {"v": normal((5, 3, 16), np.float32), "o": normal((16, 3, 5), np.float32)}
+    axes = [Axis("v", 2, layers=1, split=True), Axis("o", 0, layers=1, split=True)]
+    plan = Plan({"R2": Axes(axes, per_layer=True, size=8)})
+    rotated = rotate(params, plan, plan.init(jax.random.key(0), params))
+    assert not np.allclose(rotated["v"], params["v"], atol=0.1)
+    with pytest.raises(ValueError, match=r"R2 must be a batch of 3 for 'v', got a batch of \(2,\)"):
+        rotate(params, plan, {"R2": Rotation(8, signs(8, 2))})
+    for i in range(3):
+        expected = params["v"][:, i] @ params["o"][:, i]
+        np.testing.assert_allclose(np.asarray(rotated["v"][:, i]) @ rotated["o"][:, i], expected, atol=1e-5)

@@ -74,23 +74,32 @@ class Fold:
         """
         array = arrays[self.source]
         shape = array.shape[::-1] if self.recipe.transpose else array.shape
-        turns = []
-        for (name, index), axis in zip(self.rotations, self.recipe.axes, strict=True):
-            rotation, size = rotations[name], shape[axis.axis]
-            if size % rotation.size if axis.split else size != rotation.size:
-                raise ValueError(
-                    f"rotate: the rotation {name} has size {rotation.size}, and does not fit axis {axis.axis} of "
-                    f"{self.source!r}, which has {size} elements."
-                )
-            per_layer = index is not None or axis.layers is not None
-            if rotation.batch is not None and len(rotation.batch) != per_layer:
-                needed = "a batch, one a layer" if per_layer else "a single one"
-                raise ValueError(
-                    f"rotate: the rotation {name} must be {needed}, got a batch of shape {rotation.batch}."
-                )
-            turns.append(rotation if index is None else rotation[index])
-        program = _program(_named_sharding(array) if not self.recipe.transpose else None)
+        turns = [
+            self._turn(name, rotations[name], index, axis, shape)
+            for (name, index), axis in zip(self.rotations, self.recipe.axes, strict=True)
+        ]
+        program = _program(None if self.recipe.transpose else _named_sharding(array))
         return program(array, [arrays[path] for path in self.norms], turns, recipe=self.recipe)
+
+    def _turn(self, name: str, rotation: Rotation, index: int | None, axis: Axis, shape: tuple[int, ...]) -> Rotation:
+        """The rotation that turns an axis: itself, a batch for an axis of layers, or one of a batch."""
+        size = shape[axis.axis]
+        if size % rotation.size if axis.split else size != rotation.size:
+            raise ValueError(
+                f"rotate: {name} has size {rotation.size}, and does not fit axis {axis.axis} of {self.source!r}, which "
+                f"has {size} elements."
+            )
+        batch = rotation.batch
+        if index is not None:
+            needed, fits = f"a batch of more than {index}", batch is None or (len(batch) == 1 and batch[0] > index)
+        elif axis.layers is not None:
+            count = shape[axis.layers]
+            needed, fits = f"a batch of {count}", batch in (None, (count,))
+        else:
+            needed, fits = "a single one", not batch
+        if not fits:
+            raise ValueError(f"rotate: {name} must be {needed} for {self.source!r}, got a batch of {batch}.")
+        return rotation if index is None else rotation[index]
 
 
 def _named_sharding(array: Any) -> NamedSharding | None:

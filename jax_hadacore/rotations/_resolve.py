@@ -82,6 +82,7 @@ def resolve(plan: "Plan", tree: Any) -> Resolved:
         for match, index in zip(matches, indices, strict=True):
             _add_turn(name, index, match, changes[match.path].turns, per_layer=axes.per_layer)
     _check_norms(changes)
+    _check_readers(changes)
     _check_complete(plan, matcher.arrays, changes)
     _check_shared(leaves, changes)
     return Resolved({path: _fold(path, change, untied.get(path)) for path, change in changes.items()}, sizes, counts)
@@ -227,6 +228,20 @@ def _check_norms(changes: Mapping[str, _Changes]) -> None:
     for path, change in changes.items():
         if change.fill is not None and (change.scales or change.turns):
             raise ValueError(f"Plan: {path!r} is a norm to fuse; it cannot be rotated or take another norm.")
+
+
+def _check_readers(changes: Mapping[str, _Changes]) -> None:
+    """What reads one norm reads one vector, which a rotation turns for all of them: for the router of experts too."""
+    first: dict[str, tuple[str, set[str]]] = {}
+    for path, change in changes.items():
+        for norm, scale in change.scales:
+            names = {name for name, _, axis in change.turns if axis.axis == scale.axis.axis}
+            other, expected = first.setdefault(norm, (path, names))
+            if names != expected:
+                raise ValueError(
+                    f"Plan: {other!r} and {path!r} read the norm {norm!r}; both must be rotated alike, got "
+                    f"{sorted(expected)} and {sorted(names)}."
+                )
 
 
 def _check_complete(plan: "Plan", arrays: Mapping[str, Any], changes: Mapping[str, _Changes]) -> None:

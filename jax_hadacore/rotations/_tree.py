@@ -1,6 +1,6 @@
 """The arrays of any pytree of parameters by their paths: nested dicts, nnx.State, Linen's, or a flat dict of names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,9 +31,12 @@ def replace(tree: Any, new: Mapping[str, Any]) -> Any:
 
 
 def add(tree: Mapping[Any, Any], path: str, like: str, leaf: Any) -> Any:
-    """The tree with one more leaf, in a node of the kind of the one at `like`."""
-    node = jax.tree.map(lambda _: leaf, _walk(tree, like))
-    return _with_node(tree, path, node)
+    """The tree, of mappings, with one more leaf: in a node of the kind of the one at `like`."""
+    flat = like in tree
+    node = tree
+    for name in [like] if flat else like.split(SEPARATOR):
+        node = node[name]
+    return _with_node(tree, [path] if flat else path.split(SEPARATOR), jax.tree.map(lambda _: leaf, node))
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -42,21 +45,10 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=SEPARATOR)
 
 
-def _walk(tree: Any, path: str) -> Any:
-    for name in path.split(SEPARATOR):
-        tree = tree[_key(tree, name)]
-    return tree
-
-
-def _with_node(tree: Any, path: str, node: Any) -> Any:
-    """A copy of the tree, as deep as needed, with a node at the path."""
-    name, _, rest = path.partition(SEPARATOR)
-    same: Callable[[Any], Any] = type(tree)
+def _with_node(tree: Mapping[Any, Any], names: Sequence[str], node: Any) -> Any:
+    """A copy of the tree, as deep as needed, with a node at a path."""
+    same: Any = type(tree)
+    first, *rest = names
     if rest:
-        node = _with_node(tree[name] if name in tree else same({}), rest, node)
-    return same({**tree, name: node})
-
-
-def _key(tree: Any, name: str) -> Any:
-    """The key of a mapping that is written as `name` in a path: nnx.State numbers layers by integers."""
-    return name if name in tree else int(name)
+        node = _with_node(tree[first] if first in tree else same({}), rest, node)
+    return same({**tree, first: node})

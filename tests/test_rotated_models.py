@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoder import Config, parameters
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import save_file
 
 from jax_hadacore.rotations import Plan, Rotation, check_invariance, plans, rotate
 
@@ -88,7 +91,7 @@ def plan_of(name, **options):
         options["moe"] = True
     if "tied" in name:
         options.setdefault("tied", "untie")
-    return getattr(plans, name.split(",")[0].replace("llama3", "llama"))(naming="tunix", **options)
+    return getattr(plans, name.split(",")[0].replace("llama3", "llama"))(**{"naming": "tunix", **options})
 
 
 def untied(name):
@@ -236,3 +239,57 @@ def test_pure_dicts_have_the_same_paths():
     turns = plan.init(jax.random.key(0), state)
     plain = rotate(state.to_pure_dict(), plan, turns)
     jax.tree.map(np.testing.assert_array_equal, plain, rotate(state, plan, turns).to_pure_dict())
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3, moe", "gemma3"])
+def test_sharded_models_stay_sharded(name, cpu_devices):
+    state, apply = model_of(name)
+    mesh = jax.sharding.Mesh(np.array(cpu_devices[:2]), ("tp",))
+
+    def spread(x):
+        # The last axis of kernels, as of o_proj, and all of vectors: what is rotated is split too.
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 1), "tp")))
+
+    sharded = jax.tree.map(spread, state)
+    plan = plan_of(name)
+    turns = plan.init(jax.random.key(0), state)
+    rotated = rotate(sharded, plan, turns)
+    for before, after in zip(jax.tree.leaves(sharded), jax.tree.leaves(rotated), strict=True):
+        assert after.sharding == before.sharding
+    same(apply(state), apply(jax.device_put(rotated, cpu_devices[0])))
+
+
+CHECKPOINTS = {
+    "llama3": Config(),
+    "llama3, tied": Config(tied=True),
+    "qwen2": Config(bias=True),
+    "qwen3": Config(qk_norm=True),
+    "qwen3, moe": Config(qk_norm=True, experts=4),
+    "gemma3": Config(qk_norm=True, offset=1.0, post_norms=True, tied=True),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoints_by_the_names_of_hugging_face(name, tmp_path):
+    """The model that google-tunix loads from a rotated checkpoint is the one that it loads from the checkpoint."""
+    c = dataclasses.replace(CHECKPOINTS[name], vocab=96, hidden=48, inner=80, head_dim=16)
+    params = {path: 0.5 * x if "norm" not in path else x for path, x in parameters(c).items()}
+    plan = plan_of(name, naming="hf", head_dim=16)
+    rotated = rotate(params, plan, plan.init(jax.random.key(0), params))
+    before = loaded(name, params, tmp_path / "original")
+    after = loaded(untied(name), rotated, tmp_path / "rotated")
+    same(before, after)
+    assert not np.allclose(
+        params["model.layers.1.self_attn.v_proj.weight"], rotated["model.layers.1.self_attn.v_proj.weight"]
+    )
+
+
+def loaded(name, params, folder):
+    """The logits of the model that google-tunix makes of a checkpoint."""
+    folder.mkdir()
+    save_file({path: np.asarray(x) for path, x in params.items()}, folder / "model.safetensors")
+    kind, _, config = MODELS[name]
+    loader = importlib.import_module(f"tunix.models.{kind}.{'params_safetensors' if kind == 'gemma3' else 'params'}")
+    module = importlib.import_module(f"tunix.models.{kind}.model")
+    model = loader.create_model_from_safe_tensors(str(folder), module.ModelConfig(**config), dtype=jnp.float32)
+    return logits(model)

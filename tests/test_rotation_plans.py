@@ -344,6 +344,8 @@ def test_errors_of_plans():
         plans.llama(naming="maxtext")
     with pytest.raises(ValueError, match=r"rotations can be R1, R2 and R4, got \['R3'\]. R3 folds nothing"):
         plans.llama(naming="tunix", rotations=["R3"])
+    with pytest.raises(ValueError, match=r"tied must be None or one of \['untie', 'online'\], got True"):
+        plans.llama(naming="tunix", tied=True)
     with pytest.raises(ValueError, match=r"R2 needs head_dim .* got None"):
         plans.gemma3(naming="hf")
 

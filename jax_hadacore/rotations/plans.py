@@ -7,7 +7,7 @@ their position embedding, folds nothing: apply `hadamard` to both, with no plan.
 
 import dataclasses
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 from ._axis import Axis
 from ._plan import Axes, Fuse, Plan, Untie
@@ -110,7 +110,7 @@ def llama(
         The plan.
 
     Raises:
-        ValueError: an unknown naming or rotation, or head_dim is missing.
+        ValueError: an unknown naming, rotation or tied, or head_dim is missing.
 
     Example:
         >>> from jax_hadacore.rotations import plans
@@ -227,6 +227,8 @@ def _decoder(
 ) -> Plan:
     """A decoder whose norms are all before what reads the residual stream."""
     _check(naming, rotations)
+    if tied not in (None, *get_args(Tied)):
+        raise ValueError(f"plans: tied must be None or one of {list(get_args(Tied))}, got {tied!r}.")
     names = _NAMES[naming]
     reads_mlp = names.moe_in if moe else (names.mlp_in,)
     writes = [names.o_out, names.moe_out if moe else names.mlp_out]

@@ -6,6 +6,7 @@ experts with a router.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import oracle
@@ -30,15 +31,20 @@ class Config:
     post_norms: bool = False
 
 
+def unchanged(x):
+    """No online rotation."""
+    return x
+
+
 @dataclasses.dataclass(frozen=True)
 class Online:
-    """What a rotated model does to its activations; by default nothing."""
+    """What a rotated model does to its activations."""
 
-    hidden: object = staticmethod(lambda x: x)  # R4
-    queries_keys: object = staticmethod(lambda x: x)  # R3
-    embedded: object = staticmethod(lambda x: x)
-    before_final_norm: object = staticmethod(lambda x: x)
-    normed: object = staticmethod(lambda x: x)  # what attention and MLP read
+    hidden: Callable = unchanged  # R4
+    queries_keys: Callable = unchanged  # R3
+    embedded: Callable = unchanged
+    before_final_norm: Callable = unchanged
+    normed: Callable = unchanged  # what attention and MLP read
 
 
 def parameters(config, seed=0):

@@ -290,6 +290,11 @@ def error_cases():
             Plan({"T": Axes(["v@1", "o@0"], per_layer=True)}, keep=rest),
             "'v' does not say which layer it is in",
         ),
+        "an axis that not every layer has": (
+            Plan({"T": Axes(["c/*/w@0", "c/*/b@0"], per_layer=True)}, keep=rest),
+            r"'c/\*/b' matches nothing in layer 1, where T rotates another axis",
+        ),
+        "nothing to rotate": (Plan({"T": Axes(["none@0?"])}, keep=rest), "T rotates nothing"),
         "nothing to untie": (Plan({}, untie=[rotations.Untie("x", "y")], keep=rest), "no array 'x' to untie"),
     }
 
@@ -301,7 +306,7 @@ def params_for_errors():
         "norm": np.ones(4, np.float32),
         "bias": np.ones(6, np.float32),
         "int8": np.ones(4, np.int8),
-        "c": [{"w": np.ones(4, np.float32)}, {"w": np.ones(4, np.float32)}],
+        "c": [{"w": np.ones(4, np.float32), "b": np.ones(4, np.float32)}, {"w": np.ones(4, np.float32)}],
     }
 
 

@@ -222,6 +222,9 @@ def test_one_array_at_a_time():
             np.testing.assert_array_equal(folds[path](read, turns), x)
         else:
             assert x is params[path]
+    rows = {"model.embed_tokens.weight": params["model.embed_tokens.weight"][5:9]}
+    embedding = "model.embed_tokens.weight"
+    np.testing.assert_array_equal(folds[embedding](rows, turns), whole[embedding][5:9])
 
 
 def test_scanned_layers():

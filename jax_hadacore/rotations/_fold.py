@@ -37,6 +37,9 @@ class Recipe:
 class Fold:
     """How one array of the rotated model is made.
 
+    An axis that the recipe does not name may be cut: the fold of a piece, as of some rows of an embedding, is that
+    piece of the fold.
+
     Attributes:
         source: the path of the array that it is made from: its own, or the embedding for a head that was tied to it.
         norms: the paths of the norm weights that are multiplied into it.

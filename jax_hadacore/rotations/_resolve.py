@@ -78,7 +78,7 @@ def resolve(plan: "Plan", tree: Any) -> Resolved:
         sizes[name] = _size(name, axes, matches)
         indices: list[int | None] = [None] * len(matches)
         if axes.per_layer:
-            counts[name], indices = _layers(name, matches)
+            counts[name], indices = _layers(name, axes, matches)
         for match, index in zip(matches, indices, strict=True):
             _add_turn(name, index, match, changes[match.path].turns, per_layer=axes.per_layer)
     _check_norms(changes)
@@ -197,6 +197,8 @@ def _size(name: str, axes: "Axes", matches: Sequence[_Match]) -> int:
     """The size that all axes of a rotation have in common."""
     whole = [match.size for match in matches if not match.axis.split]
     size = axes.size or next(iter(whole), None)
+    if not matches:
+        raise ValueError(f"Plan: {name} rotates nothing: its patterns are optional, and none matches.")
     if size is None:
         raise ValueError(f"Plan: the size of {name} is not known, as all of its axes are split; give Axes a size.")
     for match in matches:
@@ -209,7 +211,7 @@ def _size(name: str, axes: "Axes", matches: Sequence[_Match]) -> int:
     return size
 
 
-def _layers(name: str, matches: Sequence[_Match]) -> tuple[int, list[int | None]]:
+def _layers(name: str, axes: "Axes", matches: Sequence[_Match]) -> tuple[int, list[int | None]]:
     """How many layers there are, and which of them each match is in: None for one that holds all of them."""
     first = matches[0].layers
     if first is not None and all(match.layers == first for match in matches):
@@ -221,6 +223,12 @@ def _layers(name: str, matches: Sequence[_Match]) -> tuple[int, list[int | None]
                 "its pattern must have a *, or all axes of this rotation the same number of layers."
             )
     order = sorted({match.captures[0] for match in matches}, key=lambda text: (not text.isdigit(), len(text), text))
+    for axis in axes.axes:
+        having = {match.captures[0] for match in matches if match.axis.path == axis.path}
+        if not axis.optional and (missing := [layer for layer in order if layer not in having]):
+            raise ValueError(
+                f"Plan: {axis.path!r} matches nothing in layer {missing[0]}, where {name} rotates another axis."
+            )
     return len(order), [order.index(match.captures[0]) for match in matches]
 
 

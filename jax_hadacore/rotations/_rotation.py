@@ -16,7 +16,7 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("signs", "q"), meta_fields=("size", "block"))
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rotation:
     """The orthogonal map T(x) = H (x * signs) q of row vectors, a pytree.
 

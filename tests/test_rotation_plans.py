@@ -156,7 +156,7 @@ def test_an_untied_head_in_a_nested_tree():
 
 
 def test_values_that_are_not_folded_are_the_same_objects():
-    params = {"v": jnp.ones((2, 4)), "o": jnp.ones((4, 2)), "step": jnp.array(3), "other": np.ones(3)}
+    params = {"v": jnp.ones((2, 4)), "o": jnp.ones((4, 2)), "step": jnp.array(3), "other": np.ones(3), "rate": 0.5}
     rotated = rotate(params, Plan(PAIR.rotate, keep=["other"]), {"T": Rotation(4)})
     assert rotated["step"] is params["step"]
     assert rotated["other"] is params["other"]

@@ -12,11 +12,10 @@ import numpy as np
 from . import _tree
 from ._axis import Axis
 from ._fold import Fold, Recipe, Scale
+from ._match import Match, Matcher, some
 
 if TYPE_CHECKING:
     from ._plan import Axes, Fuse, Plan, Untie
-
-_DTYPES = tuple(jnp.dtype(t) for t in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 
 
 class Resolved(NamedTuple):
@@ -31,21 +30,6 @@ class Resolved(NamedTuple):
     folds: dict[str, Fold]
     sizes: dict[str, int]
     counts: dict[str, int]
-
-
-class _Match(NamedTuple):
-    """An axis of one array, counted from the front."""
-
-    path: str
-    captures: tuple[str, ...]
-    axis: Axis
-    size: int
-    layers: int | None  # how many, where one array holds all
-
-    @property
-    def recipe(self) -> Axis:
-        """The axis without what differs between arrays of one recipe."""
-        return dataclasses.replace(self.axis, path="", optional=False)
 
 
 @dataclasses.dataclass
@@ -64,7 +48,7 @@ def resolve(plan: "Plan", tree: Any) -> Resolved:
         ValueError: the plan does not fit the tree; names the pattern or the path.
     """
     leaves = _tree.leaves(tree)
-    matcher = _Matcher({**leaves, **_untied(plan, leaves)})
+    matcher = Matcher({**leaves, **_untied(plan, leaves)})
     changes: defaultdict[str, _Changes] = defaultdict(_Changes)
     untied = {untie.target: untie for untie in plan.untie}
     for path in untied:
@@ -88,54 +72,12 @@ def resolve(plan: "Plan", tree: Any) -> Resolved:
     return Resolved({path: _fold(path, change, untied.get(path)) for path, change in changes.items()}, sizes, counts)
 
 
-class _Matcher:
-    """Finds the arrays of a tree by patterns."""
-
-    def __init__(self, arrays: Mapping[str, Any]):
-        self.arrays = arrays
-
-    def all(self, axis: Axis) -> list[_Match]:
-        """All arrays that a pattern matches."""
-        captured = [(path, axis.captures(path)) for path in self.arrays]
-        found = [self._match(path, captures, axis) for path, captures in captured if captures is not None]
-        if not found and not axis.optional:
-            raise ValueError(f"Plan: no array matches {axis.path!r}; the tree has {_some(self.arrays)}.")
-        return found
-
-    def _match(self, path: str, captures: tuple[str, ...], axis: Axis) -> _Match:
-        array = self.arrays[path]
-        if array.dtype not in _DTYPES:
-            raise ValueError(
-                f"Plan: {path!r} has dtype {array.dtype}; it must be float16, bfloat16, float32 or float64. "
-                "Rotate weights before they are quantised."
-            )
-        if array.dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
-            raise ValueError(f"Plan: {path!r} has dtype {array.dtype}, which needs jax_enable_x64.")
-        ndim = len(array.shape)
-        counted = {"axis": axis.axis} if axis.layers is None else {"axis": axis.axis, "layers": axis.layers}
-        for name, number in counted.items():
-            if not -ndim <= number < ndim:
-                raise ValueError(f"Plan: {path!r} of shape {array.shape} has no {name} {number}.")
-        part = axis.part
-        if part is not None and not -array.shape[0] <= part < array.shape[0]:
-            raise ValueError(f"Plan: {path!r} of shape {array.shape} has no part {part} on axis 0.")
-        front = {name: number % ndim for name, number in counted.items()}
-        front |= {} if part is None else {"part": part % array.shape[0]}
-        return _Match(
-            path,
-            captures,
-            dataclasses.replace(axis, **front),
-            size=array.shape[front["axis"]],
-            layers=array.shape[front["layers"]] if "layers" in front else None,
-        )
-
-
 def _untied(plan: "Plan", leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays that the plan adds to the tree."""
     found = {}
     for untie in plan.untie:
         if untie.source not in leaves:
-            raise ValueError(f"Plan: no array {untie.source!r} to untie; the tree has {_some(leaves)}.")
+            raise ValueError(f"Plan: no array {untie.source!r} to untie; the tree has {some(leaves)}.")
         if untie.target in leaves:
             raise ValueError(f"Plan: {untie.target!r} is in the tree: it is not tied to {untie.source!r}.")
         source = leaves[untie.source]
@@ -144,14 +86,14 @@ def _untied(plan: "Plan", leaves: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _add_fuse(fuse: "Fuse", matcher: _Matcher, changes: dict[str, _Changes]) -> None:
+def _add_fuse(fuse: "Fuse", matcher: Matcher, changes: dict[str, _Changes]) -> None:
     consumers = [match for axis in fuse.into for match in matcher.all(axis)]
     norms = matcher.all(fuse.norm)
     for consumer in consumers:
         own = [norm for norm in norms if consumer.captures[: len(norm.captures)] == norm.captures]
         if len(own) != 1:
             raise ValueError(
-                f"Plan: {consumer.path!r} must have one norm of {fuse.norm.path!r}, got {_some([n.path for n in own])}."
+                f"Plan: {consumer.path!r} must have one norm of {fuse.norm.path!r}, got {some([n.path for n in own])}."
             )
         _add_scale(fuse.offset, own[0], consumer, changes[consumer.path].scales)
     fed = {path for change in changes.values() for path, _ in change.scales}
@@ -163,7 +105,7 @@ def _add_fuse(fuse: "Fuse", matcher: _Matcher, changes: dict[str, _Changes]) -> 
         changes[norm.path].fill = 1 - fuse.offset
 
 
-def _add_scale(offset: float, norm: _Match, consumer: _Match, scales: list[tuple[str, Scale]]) -> None:
+def _add_scale(offset: float, norm: Match, consumer: Match, scales: list[tuple[str, Scale]]) -> None:
     axis = consumer.axis.axis
     if consumer.size != norm.size:
         raise ValueError(
@@ -181,7 +123,7 @@ def _add_scale(offset: float, norm: _Match, consumer: _Match, scales: list[tuple
 
 
 def _add_turn(
-    name: str, index: int | None, match: _Match, turns: list[tuple[str, int | None, Axis]], *, per_layer: bool
+    name: str, index: int | None, match: Match, turns: list[tuple[str, int | None, Axis]], *, per_layer: bool
 ) -> None:
     axis = match.recipe if per_layer else dataclasses.replace(match.recipe, layers=None)
     for other_name, _, other in turns:
@@ -193,7 +135,7 @@ def _add_turn(
     turns.append((name, index, axis))
 
 
-def _size(name: str, axes: "Axes", matches: Sequence[_Match]) -> int:
+def _size(name: str, axes: "Axes", matches: Sequence[Match]) -> int:
     """The size that all axes of a rotation have in common."""
     whole = [match.size for match in matches if not match.axis.split]
     size = axes.size or next(iter(whole), None)
@@ -211,7 +153,7 @@ def _size(name: str, axes: "Axes", matches: Sequence[_Match]) -> int:
     return size
 
 
-def _layers(name: str, axes: "Axes", matches: Sequence[_Match]) -> tuple[int, list[int | None]]:
+def _layers(name: str, axes: "Axes", matches: Sequence[Match]) -> tuple[int, list[int | None]]:
     """How many layers there are, and which of them each match is in: None for one that holds all of them."""
     first = matches[0].layers
     if first is not None and all(match.layers == first for match in matches):
@@ -256,7 +198,7 @@ def _check_complete(plan: "Plan", arrays: Mapping[str, Any], changes: Mapping[st
     """An array that nobody thought of, a norm or the bias of a residual branch, makes the model another one."""
     for path, array in arrays.items():
         named = path in changes or any(axis.captures(path) is not None for axis in plan.keep)
-        if not named and jnp.issubdtype(array.dtype, jnp.floating):
+        if not named and hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
                 f"Plan: {path!r} of shape {array.shape} is not in the plan. If it is the weight of a norm, fuse it; if "
                 "it reads or writes what a rotation turns, rotate it; else name it in keep."
@@ -286,8 +228,3 @@ def _fold(path: str, change: _Changes, untie: "Untie | None") -> Fold:
             fill=change.fill,
         ),
     )
-
-
-def _some(paths: Mapping[str, Any] | Sequence[str], most: int = 3) -> str:
-    first = ", ".join(repr(path) for path in list(paths)[:most])
-    return f"{first} and {len(paths) - most} more" if len(paths) > most else first or "no arrays"

@@ -26,6 +26,7 @@ from jax_hadacore import _ffi  # noqa: E402
 
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="fail without a GPU kernel, and wherever a test skips")
+    parser.addoption("--require-models", action="store_true", help="fail where a test skips for want of google-tunix")
 
 
 def pytest_configure(config):
@@ -61,9 +62,10 @@ def kernel(request):
 
 
 def _skip_is_failure(config, report):
-    if config.getoption("--require-gpu") and report.skipped and not hasattr(report, "wasxfail"):
+    flag = "--require-models" if "the extra 'models'" in str(report.longrepr) else "--require-gpu"
+    if config.getoption(flag) and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = f"--require-gpu forbids to skip: {report.longrepr}"
+        report.longrepr = f"{flag} forbids to skip: {report.longrepr}"
     return report
 
 
@@ -137,3 +139,10 @@ def x64_off():
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def usual_promotion():
+    """JAX's default rules for dtypes and ranks, for other packages' models."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

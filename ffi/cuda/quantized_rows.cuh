@@ -60,11 +60,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t first = (blockIdx.x * Shape::kRowsPerBlock << kBits) + warp * kElements + kSlots * Lane();
   const int left = static_cast<int>(min((work.count << kBits) - first, int64_t{kElements}));
-  const uint16_t* const x = static_cast<const uint16_t*>(work.x) + first;
   const typename Fragment<T>::template Matrices<kBits, (kFragments > 2)> matrices;
+  // What is beyond the array is taken from its beginning: its results go nowhere.
   const auto load = [&](Fragment<T>& fragment, int f) {
-    uint4 q = make_uint4(0, 0, 0, 0);
-    if (f * kFragment < left) q = *reinterpret_cast<const uint4*>(x + f * kFragment);
+    const int64_t at = f * kFragment < left ? first + f * kFragment : 0;
+    const uint4 q = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(work.x) + at);
     fragment.raw[0] = q.x, fragment.raw[1] = q.y, fragment.raw[2] = q.z, fragment.raw[3] = q.w;
   };
 
@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 
   Fragment<T> fragments[kFragments];
 #pragma unroll
   for (int f = 0; f < kFragments; ++f) load(fragments[f], f);
+  IssueLoads();
   if constexpr (kBits < 8) {
     bool unsafe = false;
 #pragma unroll

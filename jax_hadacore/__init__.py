@@ -11,5 +11,9 @@ from ._primitive import hadamard_p as hadamard_p
 from ._transform import hadamard as hadamard
 from ._transform import hadamard_sharded as hadamard_sharded
 from ._transform import random_signs as random_signs
+from .quantize import QuantizedArray as QuantizedArray
+from .quantize import hadamard_fake_quantize as hadamard_fake_quantize
+from .quantize import hadamard_quantize as hadamard_quantize
+from .quantize import nvfp4_tensor_scale as nvfp4_tensor_scale
 
 __version__ = _version("jax_hadacore")

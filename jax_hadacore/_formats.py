@@ -6,17 +6,15 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-_E8M0, _E4M3 = np.dtype(jnp.float8_e8m0fnu), np.dtype(jnp.float8_e4m3fn)
-
 
 @dataclass(frozen=True)
 class Format:
-    """A type of codes, a type of scales, and how many elements share one where the format says so."""
+    """A type of codes, a type of scales, and how many elements share one, or None where that can be chosen."""
 
     name: str
     dtype: np.dtype
-    scale_dtype: np.dtype = np.dtype(np.float32)
-    block: int | None = None
+    scale_dtype: np.dtype
+    block: int | None
 
     @property
     def is_integer(self) -> bool:
@@ -37,15 +35,15 @@ class Format:
 
 
 FORMATS = {
-    name: Format(name, np.dtype(getattr(jnp, dtype)), *more)
-    for name, dtype, *more in [
-        ("float8_e4m3fn", "float8_e4m3fn"),
-        ("float8_e5m2", "float8_e5m2"),
-        ("int8", "int8"),
-        ("int4", "int4"),
-        ("mxfp8", "float8_e4m3fn", _E8M0, 32),
-        ("mxfp4", "float4_e2m1fn", _E8M0, 32),
-        ("nvfp4", "float4_e2m1fn", _E4M3, 16),
+    name: Format(name, np.dtype(getattr(jnp, codes)), np.dtype(getattr(jnp, scales)), block)
+    for name, codes, scales, block in [
+        ("float8_e4m3fn", "float8_e4m3fn", "float32", None),
+        ("float8_e5m2", "float8_e5m2", "float32", None),
+        ("int8", "int8", "float32", None),
+        ("int4", "int4", "float32", None),
+        ("mxfp8", "float8_e4m3fn", "float8_e8m0fnu", 32),
+        ("mxfp4", "float4_e2m1fn", "float8_e8m0fnu", 32),
+        ("nvfp4", "float4_e2m1fn", "float8_e4m3fn", 16),
     ]
 }
 
@@ -90,7 +88,8 @@ def quantizer(format: Format, granularity: Granularity, size: int, *, asymmetric
         )
     if format.block is not None and granularity not in (None, ("block", format.block)):
         raise ValueError(
-            f"hadamard_quantize: {format.name} has blocks of {format.block}; leave granularity out, got {granularity!r}."
+            f"hadamard_quantize: {format.name} has blocks of {format.block}: leave granularity out, got "
+            f"{granularity!r}."
         )
     block = format.block if granularity is None else _block(granularity)
     if block is not None and (block < 1 or size % block):

@@ -273,10 +273,10 @@ def sharding_attributes(operands, results):
     if len(letters) == len(sizes) and all(isinstance(size, int) for size in sizes):
 
         def arrays(avals):
-            names = (
-                [*letters[: len(batch)], letters[len(batch) + last.index(a.shape[-1])]] if a.ndim else [] for a in avals
+            dims = (
+                [*letters[: len(batch)], letters[len(batch) + last.index(a.shape[-1])]] * bool(a.ndim) for a in avals
             )
-            return ", ".join(f"[{', '.join(dims)}]" for dims in names)
+            return ", ".join(f"[{', '.join(names)}]" for names in dims)
 
         factors = ", ".join(f"{letter}={size}" for letter, size in zip(letters, sizes, strict=True))
         attributes["sdy.sharding_rule"] = mlir.ir.Attribute.parse(

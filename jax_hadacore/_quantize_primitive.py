@@ -125,7 +125,7 @@ _lower_for_the_partitioner = mlir.lower_fun(_for_the_partitioner, multiple_resul
 
 def _lower(ctx, x, *operands, platform, **params):
     aval, *others = ctx.avals_in
-    words, given = _told_apart(others)
+    words, _ = _told_apart(others)
     quantizer, length = params["quantizer"], params["length"]
     exporting = ctx.module_context.lowering_parameters.for_export
     local = _primitive.is_local(ctx)

@@ -47,9 +47,8 @@ def _scales(groups: jax.Array, quantizer: Quantizer, given: jax.Array | None) ->
     unit = _ONE if given is None else given
     if quantizer.given:
         return [divide(_ONE, unit)]
-    largest_bits = jnp.max(magnitude_bits(groups), axis=-1, keepdims=True)
-    largest = lax.bitcast_convert_type(largest_bits, jnp.float32)
-    zero, finite = largest_bits == 0, largest < np.inf
+    largest, zero = _largest(groups)
+    finite = largest < np.inf
     if format.scale_dtype == np.float32:
         scale = jnp.where(zero, _ONE, jnp.maximum(divide(largest, np.float32(format.largest)), _SMALLEST_SCALE))
         return [divide(_ONE, scale), scale]
@@ -62,6 +61,15 @@ def _scales(groups: jax.Array, quantizer: Quantizer, given: jax.Array | None) ->
     stored = jnp.where(zero, one, jnp.where(finite, jnp.maximum(code, 1), 127))
     stored = _bitcast(stored, format.scale_dtype)
     return [divide(_ONE, stored.astype(jnp.float32) * unit), stored]
+
+
+def _largest(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest magnitude of each group, NaN if one is, and whether it is zero.
+
+    As integers, because XLA's reductions to a maximum pass over NaN on the CPU.
+    """
+    bits = jnp.max(magnitude_bits(groups), axis=-1, keepdims=True)
+    return lax.bitcast_convert_type(bits, jnp.float32), bits == 0
 
 
 def _codes(v: jax.Array, format: Format, rounded) -> jax.Array:
@@ -80,6 +88,7 @@ def _with_zero_points(groups: jax.Array, rounded) -> list[jax.Array]:
     high = jnp.maximum(jnp.max(groups, axis=-1, keepdims=True), 0)
     scale = jnp.maximum(divide(high - low, np.float32(15)), _SMALLEST_SCALE)
     scale = jnp.where(low == high, _ONE, scale)
+    scale = jnp.where(jnp.isnan(_largest(groups)[0]), np.float32(np.nan), scale)
     inverse = divide(_ONE, scale)
     finite = scale < np.inf
     # The maximum changes nothing, but keeps compilers from a fused multiply-add, which rounds once less.

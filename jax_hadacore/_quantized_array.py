@@ -44,7 +44,7 @@ class QuantizedArray:
         return self.values.ndim
 
     def dequantize(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """scale * (code - zero point), computed in float32.
+        """Computes scale * (code - zero point) in float32.
 
         Args:
             dtype: of the result, to which it is rounded.
@@ -71,7 +71,7 @@ class QuantizedArray:
         Raises:
             ImportError: qwix is not installed.
         """
-        from qwix import QArray  # noqa: PLC0415 - optional
+        from qwix import QArray  # noqa: PLC0415  # pyright: ignore[reportMissingImports] - optional
 
         zero_points = None if self.zero_points is None else self.zero_points.astype(self.values.dtype)
         return QArray(self.values, self._float_scales(), zero_points, self.qtype)
@@ -100,7 +100,7 @@ class QuantizedArray:
         others[axis] = count
         if array.scale.size != 1 and array.scale.shape != tuple(others):
             raise ValueError(
-                f"from_qwix: with blocks along axis {axis}, scales must have shape {tuple(others)} or a single element, "
+                f"from_qwix: with blocks along axis {axis}, scales must have shape {tuple(others)} or one element, "
                 f"got {array.scale.shape}."
             )
         zero_points = None if array.zero_point is None else array.zero_point.astype(jnp.int8)

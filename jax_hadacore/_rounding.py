@@ -5,16 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_EXPONENT, _MANTISSA = np.int32(0x7F800000), np.int32(0x007FFFFF)
+Float32 = jax.Array | np.float32
+
+_MANTISSA = np.int32(0x007FFFFF)
 _ONE = np.float32(1).view(np.int32)
 
 
-def magnitude_bits(x: jax.Array) -> jax.Array:
+def magnitude_bits(x: Float32) -> jax.Array:
     """Integers in the order of |x|, NaN the largest: compared like this, no subnormal number is flushed."""
     return lax.bitcast_convert_type(x, jnp.int32) & np.int32(0x7FFFFFFF)
 
 
-def exponent(x: jax.Array) -> jax.Array:
+def exponent(x: Float32) -> jax.Array:
     """floor(log2 |x|), and -127 for 0 and subnormal numbers."""
     return (magnitude_bits(x) >> 23) - 127
 
@@ -24,11 +26,11 @@ def power_of_two(e: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type((e + 127) << 23, jnp.float32)
 
 
-def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b for a, b >= 0, rounded once where it is a normal number.
+def divide(a: Float32, b: Float32) -> jax.Array:
+    """The quotient of a, b >= 0, rounded once where it is a normal number.
 
-    XLA's own division is neither: it multiplies by the reciprocal of a constant, and on NVIDIA GPUs it is up to two
-    units off. The remainder of a quotient that is nearly right corrects it: products of halves of the bits are exact.
+    XLA's own is not: it multiplies by the reciprocal of a constant, and on NVIDIA GPUs it is up to two units off. The
+    remainder of a quotient that is nearly right corrects it: products of halves of the bits are exact.
     """
     m, n = _mantissa(a), _mantissa(b)
     quotient = m / n
@@ -42,7 +44,7 @@ def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(ordinary, quotient * np.float32(0.5) * power, a / b)
 
 
-def _mantissa(x: jax.Array) -> jax.Array:
+def _mantissa(x: Float32) -> jax.Array:
     return lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.int32) & _MANTISSA | _ONE, jnp.float32)
 
 
@@ -70,7 +72,7 @@ def stochastic(random: jax.Array):
     return rounded
 
 
-def encode(x: jax.Array, dtype, rounded=nearest) -> jax.Array:
+def encode(x: Float32, dtype, rounded=nearest) -> jax.Array:
     """The codes of floating numbers of 8 or 4 bits, as int32, saturating; those of NaN are all ones but for the sign.
 
     XLA's conversions round twice on the CPU, and to NaN what is too large.

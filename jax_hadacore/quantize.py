@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _formats, _quantize_primitive, _quantize_reference, _transform
 from ._formats import FORMATS, Format, Granularity, Quantizer
-from ._quantized_array import QuantizedArray as QuantizedArray
+from ._quantized_array import QuantizedArray
 
 
 def hadamard_quantize(
@@ -43,8 +44,8 @@ def hadamard_quantize(
     | "mxfp8", "mxfp4" | float8_e4m3fn 448, float4_e2m1fn 6 | 32 | 2^(floor(log2 amax) - floor(log2 qmax)) |
     | "nvfp4" | float4_e2m1fn 6 | 16 | rn(amax / (6 t)) in float8_e4m3fn, times t |
 
-    code = rn(w * (1 / s)), no larger than qmax; a group of zeros has s = 1 and t has its `tensor_scale`. With zero
-    points, lo = min(w, 0), hi = max(w, 0), z = rn(-8 - lo * (1 / s)), code = rn(w * (1 / s)) + z, and w ~ s * (code - z).
+    code = rn(w * (1 / s)), no larger than qmax; a group of zeros has s = 1. With zero points lo = min(w, 0),
+    hi = max(w, 0), z = rn(-8 - lo * (1 / s)), code = rn(w * (1 / s)) + z, and w ~ s * (code - z).
 
     A group with an infinity or NaN is dequantised to NaN, and no other is. With a given scale only NaN itself matters:
     its code is NaN, or 0 in integers.
@@ -56,7 +57,7 @@ def hadamard_quantize(
             divides the axis; "tensor", all, and `quant_scale` is the scale. By default the block of the format if it
             has one, else "row".
         quant_scale: the scale for "tensor", a positive number, constant or traced.
-        tensor_scale: t of nvfp4, a positive number, constant or traced, 1 by default: `nvfp4_tensor_scale` computes one.
+        tensor_scale: t of nvfp4, a positive number, constant or traced, by default 1; see `nvfp4_tensor_scale`.
         asymmetric: int4 with zero points.
         key: a key of `jax.random`, for stochastic rounding of 4-bit codes: up with the probability of the fraction, by
             bits that depend on the key and the index in the array alone, so they are the same on every platform.
@@ -218,9 +219,7 @@ def _parsed(
     if tensor_scale is not None and format.name != "nvfp4":
         raise ValueError(f"hadamard_quantize: tensor_scale is for nvfp4, got {format.name}.")
     if key is not None and format.bits != 4:
-        raise ValueError(
-            f"hadamard_quantize: a key, for stochastic rounding, is for codes of 4 bits, got {format.name}."
-        )
+        raise ValueError(f"hadamard_quantize: a key, for stochastic rounding, is for 4-bit codes, got {format.name}.")
     given = quant_scale if tensor_scale is None else tensor_scale
     arrays = _Arrays(jnp.asarray(x), negative, None if given is None else _parsed_scale(given), key)
     return arrays, _Request(options, format, granularity, asymmetric)
@@ -249,15 +248,16 @@ def _quantize(x, negative, given, key, request: _Request) -> QuantizedArray:
     if split:
         codes = jax.sharding.reshard(codes, split)
     codes, *per_group = (jnp.moveaxis(result, -1, task.axis) for result in (codes, *per_group))
-    given = None if given is None else given.reshape((1,) * x.ndim)
+    one = [] if given is None else [given.reshape((1,) * x.ndim)]
+    scales, *zero_points = one if quantizer.given else per_group
     return QuantizedArray(
         codes,
-        given if quantizer.given else per_group[0],
-        per_group[1] if quantizer.asymmetric else None,
+        scales,
+        zero_points[0] if zero_points else None,
         qtype=request.format.name,
         axis=task.axis - x.ndim,
         block=None if quantizer.group == y.shape[-1] else quantizer.group,
-        tensor_scale=None if quantizer.given else given,
+        tensor_scale=one[0] if one and not quantizer.given else None,
     )
 
 

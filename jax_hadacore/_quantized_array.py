@@ -61,7 +61,7 @@ class QuantizedArray:
         codes = self.values.astype(jnp.float32)
         if self.zero_points is not None:
             codes = codes - self._for_each(self.zero_points.astype(jnp.float32))
-        return (codes * self._for_each(self._float_scales())).astype(dtype)
+        return (codes * self._for_each(self.float_scales())).astype(dtype)
 
     def to_qwix(self):
         """The same as a `qwix.QArray`, for qwix's quantised operations.
@@ -74,7 +74,7 @@ class QuantizedArray:
         from qwix import QArray  # noqa: PLC0415  # pyright: ignore[reportMissingImports] - optional
 
         zero_points = None if self.zero_points is None else self.zero_points.astype(self.values.dtype)
-        return QArray(self.values, self._float_scales(), zero_points, self.qtype)
+        return QArray(self.values, self.float_scales(), zero_points, self.qtype)
 
     @classmethod
     def from_qwix(cls, array, *, axis: int = -1) -> "QuantizedArray":
@@ -107,7 +107,8 @@ class QuantizedArray:
         block = None if count == 1 else size // count
         return cls(array.qvalue, array.scale.astype(jnp.float32), zero_points, qtype, axis, block)
 
-    def _float_scales(self) -> jax.Array:
+    def float_scales(self) -> jax.Array:
+        """The scales in float32, those of nvfp4 times the tensor's."""
         scales = self.scales.astype(jnp.float32)
         return scales if self.tensor_scale is None else scales * self.tensor_scale
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from ._formats import Format, Quantizer
-from ._rounding import divide, encode, exponent, magnitude_bits, nearest, power_of_two, stochastic
+from ._rounding import divide, encode, exponent, magnitude_bits, nearest, power_of_two, product, stochastic
 
 # The reciprocal of a smaller number would overflow.
 _SMALLEST_SCALE = np.float32(2**-126)
@@ -37,7 +37,7 @@ def quantize(
         codes, *per_group = _with_zero_points(groups, rounded)
     else:
         inverse, *per_group = _scales(groups, quantizer, given)
-        codes = _codes(groups * inverse, quantizer.format, rounded)
+        codes = _codes(product(groups, inverse), quantizer.format, rounded)
     return [codes.reshape(w.shape), *(values.squeeze(-1) for values in per_group)]
 
 
@@ -93,7 +93,7 @@ def _with_zero_points(groups: jax.Array, rounded) -> list[jax.Array]:
     finite = scale < np.inf
     # The maximum changes nothing, but keeps compilers from a fused multiply-add, which rounds once less.
     zero_point = nearest(-8 - jnp.maximum(low * inverse, -16))
-    codes = jnp.clip(rounded(groups * inverse) + zero_point, -8, 7)
+    codes = jnp.clip(rounded(product(groups, inverse)) + zero_point, -8, 7)
     return [
         jnp.where(finite, codes, 0).astype(jnp.int8).astype(jnp.int4),
         scale,

@@ -26,6 +26,15 @@ def power_of_two(e: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type((e + 127) << 23, jnp.float32)
 
 
+def product(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """The product with a factor > 0, of subnormal x, too, which XLA flushes on the CPU."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    # As an integer times 2**-149, which is shared out over both factors, as it is subnormal itself.
+    magnitude = (bits & _MANTISSA).astype(jnp.float32) * np.float32(2**-75)
+    subnormal = jnp.where(bits < 0, -magnitude, magnitude) * (factor * np.float32(2**-74))
+    return jnp.where(exponent(x) == -127, subnormal, x * factor)
+
+
 def divide(a: Float32, b: Float32) -> jax.Array:
     """The quotient of a, b >= 0, rounded once where it is a normal number.
 

@@ -271,17 +271,16 @@ def sharding_attributes(operands, results):
     sizes = [*batch, *last]
     letters = "ijklmnopqrstuvwxyz"[: len(sizes)]
     if len(letters) == len(sizes) and all(isinstance(size, int) for size in sizes):
+        of_batch, of_last = letters[: len(batch)], dict(zip(last, letters[len(batch) :], strict=True))
 
         def arrays(avals):
-            dims = (
-                [*letters[: len(batch)], letters[len(batch) + last.index(a.shape[-1])]] * bool(a.ndim) for a in avals
-            )
+            dims = ([*of_batch, of_last[aval.shape[-1]]] if aval.ndim else [] for aval in avals)
             return ", ".join(f"[{', '.join(names)}]" for names in dims)
 
         factors = ", ".join(f"{letter}={size}" for letter, size in zip(letters, sizes, strict=True))
         attributes["sdy.sharding_rule"] = mlir.ir.Attribute.parse(
             f"#sdy.op_sharding_rule<({arrays(operands)})->({arrays(results)}) "
-            f"{{{factors}}} need_replication={{{', '.join(letters[len(batch) :])}}}>"
+            f"{{{factors}}} need_replication={{{', '.join(of_last.values())}}}>"
         )
     return attributes
 

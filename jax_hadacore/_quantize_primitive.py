@@ -116,7 +116,7 @@ def _for_the_partitioner(x, *operands, quantizer, length, **params):
     unit = math.lcm(length, quantizer.group)
     parts = x.reshape(*x.shape[:-1], x.shape[-1] // unit, unit)
     results = hadamard_quantize_p.bind(parts, *operands, quantizer=quantizer, length=length, **params)
-    return [result.reshape(*x.shape[:-1], -1) for result in results]
+    return [result.reshape(*x.shape[:-1], math.prod(result.shape[-2:])) for result in results]
 
 
 _lower_two_steps = mlir.lower_fun(_two_steps, multiple_results=True)

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import rng
-from quantize_oracle import FORMATS, GRIDS, E4M3, quantize
+from quantize_oracle import E4M3, FORMATS, GRIDS, quantize
 
 F32 = np.float32
 

@@ -39,7 +39,8 @@ class Quantized(NamedTuple):
     @property
     def values(self):
         zero = 0 if self.zero_points is None else self.zero_points[..., None]
-        groups = self.codes.reshape(*self.factors.shape[:-1], -1)
+        block = self.codes.shape[-1] // self.factors.shape[-2]
+        groups = self.codes.reshape(*self.factors.shape[:-1], block)
         with np.errstate(invalid="ignore", over="ignore"):
             return ((groups - zero) * self.factors).reshape(self.codes.shape)
 
@@ -62,7 +63,7 @@ def quantize(w, qtype, *, block=None, given=None, asymmetric=False):
     dtype, largest, own_block = FORMATS[qtype]
     block = own_block or block or w.shape[-1]
     assert w.dtype == F32
-    g = w.reshape(*w.shape[:-1], -1, block)
+    g = w.reshape(*w.shape[:-1], w.shape[-1] // block, block)
     with np.errstate(all="ignore"):
         if asymmetric:
             return _asymmetric(g, w.shape)

@@ -58,7 +58,10 @@ def transform_and_quantize(
 def fuses(platform: str, x, *words, quantizer: Quantizer, length: int, signs, matrix, **_) -> bool:
     """Whether a kernel transforms and quantises in one pass; else XLA quantises what the transform's kernel returns."""
     size, group = x.shape[-1], quantizer.group
-    if x.dtype == np.float64 or (quantizer.format.bits == 4 and group % 2):
+    if x.dtype == np.float64:
+        return False
+    # XLA cannot make pairs of codes out of bytes where a size is symbolic (jax.export).
+    if quantizer.format.bits == 4 and (group % 2 or not all(isinstance(size, int) for size in x.shape)):
         return False
     if platform == "cpu":
         return True

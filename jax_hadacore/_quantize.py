@@ -139,14 +139,9 @@ def _quantize_last(
         )
     wide = y if y.dtype == jnp.float64 else y.astype(jnp.float32)
     w = _transform.transform_last(wide, task=task, options=options).astype(jnp.float32)
-    random = None if key is None else _random(key, w)
+    # A function of the key and the element's index alone, which the compiler shards like w.
+    random = None if key is None else jax.random.bits(key, w.shape, jnp.uint32)
     return _quantize_reference.quantize(w, quantizer, given=given, random=random)
-
-
-def _random(key: jax.Array, w: jax.Array) -> jax.Array:
-    """32 random bits for each element of w, sharded like it: Threefry of the key and the element's index."""
-    bits = jax.random.bits(key, w.shape, jnp.uint32)
-    return bits
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))

@@ -56,7 +56,7 @@ class QuantizedArray:
             >>> import jax.numpy as jnp
             >>> from jax_hadacore import hadamard_quantize
             >>> hadamard_quantize(jnp.array([1.0, 2.0, 3.0, 4.0]), "int8").dequantize()
-            Array([ 5.        , -0.98425198, -2.00787401,  0.        ], dtype=float32)
+            Array([ 5.      , -0.984252, -2.007874,  0.      ], dtype=float32)
         """
         codes = self.values.astype(jnp.float32)
         if self.zero_points is not None:

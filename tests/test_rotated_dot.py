@@ -12,8 +12,7 @@ from hlo import collectives, hlo
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from quantize_cases import Case
-from quantize_oracle import FORMATS
+from quantize_cases import FORMATS, Case
 
 from jax_hadacore import hadamard, hadamard_fake_quantize, hadamard_quantize, rotated_dot_general
 

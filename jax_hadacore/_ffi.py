@@ -15,8 +15,11 @@ import jax.ffi
 
 # Exported programs carry this name and the attributes bound to it: a change of their meaning is a new version.
 HADAMARD_TARGET = "jax_hadacore_hadamard_v1"
+QUANTIZE_TARGET = "jax_hadacore_quantize_v1"
+# The function of a native module that returns the handler of each target.
+_HANDLERS = {HADAMARD_TARGET: "hadamard_handler", QUANTIZE_TARGET: "quantize_handler"}
 # What jax.export must be told (disabled_checks=EXPORT_SAFETY_CHECKS) before it saves a program that calls the kernels.
-EXPORT_SAFETY_CHECKS = (jax.export.DisabledSafetyCheck.custom_call(HADAMARD_TARGET),)
+EXPORT_SAFETY_CHECKS = tuple(jax.export.DisabledSafetyCheck.custom_call(target) for target in _HANDLERS)
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,17 @@ def _version_problem(built: tuple[int, int]) -> str:
 
 def _register(name: str, platform: str) -> NativeModule:
     native = _load(name)
-    if native.module is not None:
-        jax.ffi.register_ffi_target(HADAMARD_TARGET, native.module.hadamard_handler(), platform=platform)
+    for target, handler in _HANDLERS.items():
+        if hasattr(native.module, handler):
+            jax.ffi.register_ffi_target(target, getattr(native.module, handler)(), platform=platform)
     return native
 
 
 CPU = _register("_cpu", "cpu")
 CUDA = _register("_cuda", "CUDA")
-# Lets XLA's partitioner split the call over the leading dimensions that the lowering names.
-jax.ffi.register_ffi_target_as_batch_partitionable(HADAMARD_TARGET)
+for _target in _HANDLERS:
+    # Lets XLA's partitioner split the call over the leading dimensions that the lowering names.
+    jax.ffi.register_ffi_target_as_batch_partitionable(_target)
 
 
 def has_nvidia_gpu() -> bool:
@@ -88,6 +93,12 @@ def problem(platform: str) -> str:
     if CUDA.module is None:
         return CUDA.problem
     return CUDA.module.driver_problem() or CUDA.module.device_problem()
+
+
+def offers(platform: str, target: str) -> bool:
+    """Whether the module of 'cpu' or 'cuda', if it is here, has a handler for a target."""
+    module = (CPU if platform == "cpu" else CUDA).module
+    return module is None or hasattr(module, _HANDLERS[target])
 
 
 def serves(platform: str, *, exporting: bool) -> bool:

@@ -179,9 +179,9 @@ def _lower_kernel(ctx, x, *words, platform, **params):
     if not _ffi.serves(platform, exporting=ctx.module_context.lowering_parameters.for_export):
         return _lower_reference(ctx, x, *words, **params)
     (aval,) = ctx.avals_out
-    if not _is_local(ctx) and (words or params["length"] != aval.shape[-1]):
+    if not is_local(ctx) and (words or params["length"] != aval.shape[-1]):
         return _lower_for_the_partitioner(ctx, x, *words, **params)
-    factors = _factors(**params)
+    factors = slow_factors(**params)
     results = [aval]
     if platform == "cuda" and (
         workspace := _cuda_workspace(aval.dtype, params["length"], factors, signs=params["signs"] is not None)
@@ -191,13 +191,13 @@ def _lower_kernel(ctx, x, *words, platform, **params):
         _ffi.HADAMARD_TARGET,
         operand_output_aliases={0: 0} if params["inplace"] else None,
         # Signs are an operand only where there is nothing to shard.
-        extra_attributes=None if words else _sharding_attributes(aval, len(results)),
+        extra_attributes=None if words else sharding_attributes([aval], results),
     )
-    attributes = _attributes(aval.shape[-1], factors, has_operand=bool(words), **params)
+    attributes = call_attributes(aval.shape[-1], factors, has_operand=bool(words), **params)
     return call(ctx.replace(avals_out=results), x, *words, **attributes)[:1]
 
 
-def _is_local(ctx):
+def is_local(ctx):
     """Whether the call is given what a device holds, which the partitioner leaves alone."""
     mesh = ctx.avals_in[0].sharding.mesh
     kinds = list(zip(mesh.axis_sizes, mesh.axis_types, strict=True))
@@ -208,7 +208,7 @@ def _is_local(ctx):
     return not exporting and getattr(ctx.module_context.axis_context, "num_devices", None) == 1
 
 
-def _factors(*, length, matrix, transpose, **_) -> list[np.ndarray]:
+def slow_factors(*, length, matrix, transpose, **_) -> list[np.ndarray]:
     """The matrices of the factors that are no power of two, slowest first."""
     if matrix is None:
         return [order_matrix(k) for k in orders(length)]
@@ -239,7 +239,7 @@ def _cuda_workspace(dtype, length, factors, *, signs):
     return sums if native.needs_workspace(problem) else None
 
 
-def _attributes(size, factors, *, has_operand, scale, length, signs, transpose, **_):
+def call_attributes(size, factors, *, has_operand, scale, length, signs, transpose, **_):
     """What ffi/arguments.h reads, for a last dimension of this size."""
     attributes: dict[str, np.generic | np.ndarray] = {"scale": np.float64(scale)}
     if length != size:
@@ -257,21 +257,30 @@ def _attributes(size, factors, *, has_operand, scale, length, signs, transpose, 
     return attributes
 
 
-def _sharding_attributes(aval, results):
-    """What lets XLA shard the call over its batch dimensions without communication.
+def sharding_attributes(operands, results):
+    """What lets XLA shard a call over its batch dimensions without communication.
 
     `num_batch_dims` lets the partitioner split the call; the Shardy rule propagates shardings through it. The rule has
-    one factor for each dimension (letters from i on) and wants the last one replicated. Symbolic sizes (jax.export)
-    cannot be written into a rule; the partitioner alone then still avoids gathering.
+    one factor for each batch dimension (letters from i on), and one for each size of a last dimension, which it wants
+    replicated. Scalars have none. Symbolic sizes (jax.export) cannot be written into a rule; the partitioner alone then
+    still avoids gathering.
     """
-    attributes = {"mhlo.frontend_attributes": mlir.ir_attribute({"num_batch_dims": str(aval.ndim - 1)})}
-    letters = "ijklmnopqrstuvwxyz"[: aval.ndim]
-    if len(letters) == aval.ndim and all(isinstance(size, int) for size in aval.shape):
-        array = f"[{', '.join(letters)}]"
-        sizes = ", ".join(f"{letter}={size}" for letter, size in zip(letters, aval.shape, strict=True))
+    *batch, _ = operands[0].shape
+    attributes = {"mhlo.frontend_attributes": mlir.ir_attribute({"num_batch_dims": str(len(batch))})}
+    last = list(dict.fromkeys(aval.shape[-1] for aval in (*operands, *results) if aval.ndim))
+    sizes = [*batch, *last]
+    letters = "ijklmnopqrstuvwxyz"[: len(sizes)]
+    if len(letters) == len(sizes) and all(isinstance(size, int) for size in sizes):
+        of_batch, of_last = letters[: len(batch)], dict(zip(last, letters[len(batch) :], strict=True))
+
+        def arrays(avals):
+            dims = ([*of_batch, of_last[aval.shape[-1]]] if aval.ndim else [] for aval in avals)
+            return ", ".join(f"[{', '.join(names)}]" for names in dims)
+
+        factors = ", ".join(f"{letter}={size}" for letter, size in zip(letters, sizes, strict=True))
         attributes["sdy.sharding_rule"] = mlir.ir.Attribute.parse(
-            f"#sdy.op_sharding_rule<([{', '.join(letters)}])->({', '.join([array] * results)}) "
-            f"{{{sizes}}} need_replication={{{letters[-1]}}}>"
+            f"#sdy.op_sharding_rule<({arrays(operands)})->({arrays(results)}) "
+            f"{{{factors}}} need_replication={{{', '.join(of_last.values())}}}>"
         )
     return attributes
 

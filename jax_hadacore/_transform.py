@@ -98,7 +98,7 @@ def hadamard(
     arXiv:2412.08832); Paley's matrices are from Paley (1933); random signs before the transform are those of the
     randomised Hadamard transform (Ailon and Chazelle, 2006).
     """
-    options, negative = _parsed(
+    options, negative = parsed(
         axis=axis,
         scale=scale,
         block_size=block_size,
@@ -159,7 +159,7 @@ def hadamard_sharded(
         >>> jax.jit(lambda x: hadamard_sharded(x + x, sharding=sharding))(x)
         Array([10., -2., -4.,  0.], dtype=float32)
     """
-    options, negative = _parsed(
+    options, negative = parsed(
         axis=axis,
         scale=scale,
         block_size=block_size,
@@ -222,7 +222,7 @@ class _Matrix:
         return self.entries.shape[0]
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """The options of a call, as values that a compiled program is found by."""
 
     axis: int
@@ -235,16 +235,16 @@ class _Options(NamedTuple):
     inplace: bool
 
 
-def _parsed(
+def parsed(
     *, axis, scale, block_size, signs, matrix, transpose, axis_name, inplace
-) -> tuple[_Options, jax.Array | None]:
+) -> tuple[Options, jax.Array | None]:
     """The options, as far as they can be checked without an array, and where traced signs are minus."""
     for name, value in ("transpose", transpose), ("inplace", inplace):
         if not isinstance(value, bool):
             raise TypeError(f"hadamard: {name} must be True or False, got {value!r}.")
     negative = None if signs is None else _parsed_signs(signs)
     concrete = isinstance(negative, np.ndarray)
-    options = _Options(
+    options = Options(
         axis=operator.index(axis),
         scale=None if scale is None else _static_real(scale),
         block_size=None if block_size is None else _static_size(block_size),
@@ -304,18 +304,47 @@ def _parsed_matrix(matrix) -> _Matrix:
     return _Matrix(StaticArray.of(entries / unit), unit, square / unit**2)
 
 
-def _transformed(x, options: _Options, negative: jax.Array | None) -> jax.Array:
+def _transformed(x, options: Options, negative: jax.Array | None) -> jax.Array:
     concrete = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
     if concrete and negative is None and options.axis_name is None:
         # Outside of any program, jit's cache is many times as fast as the steps below.
         return _compiled(x, options=options)
-    return _hadamard(jnp.asarray(x), negative, options=options)
+    return apply(jnp.asarray(x), negative, options=options)
 
 
-def _hadamard(x: jax.Array, negative: jax.Array | None = None, *, options: _Options) -> jax.Array:
-    axis = _checked_axis(options.axis, x.ndim)
+def apply(x: jax.Array, negative: jax.Array | None = None, *, options: Options) -> jax.Array:
     if jnp.iscomplexobj(x):
-        return jax.lax.complex(*(_hadamard(part, negative, options=options) for part in (x.real, x.imag)))
+        return jax.lax.complex(*(apply(part, negative, options=options) for part in (x.real, x.imag)))
+    task = resolved(x, negative, options)
+    transform = functools.partial(transform_last, task=task, options=options)
+    y = jnp.moveaxis(x, task.axis, -1)
+    split = split_last_axis(y)
+    if split and (y.shape[-1] // task.n) % _pieces(split):
+        y = jax.sharding.reshard(transform(whole(y, split)), split)
+    else:
+        y = transform(y)
+    return jnp.moveaxis(y, -1, task.axis)
+
+
+class Task(NamedTuple):
+    """What is to be done with an array.
+
+    Attributes:
+        axis: the axis, counted from the first.
+        n: the length of a transform.
+        devices: how many share one.
+        minus: where the signs are minus, for this device's part of a transform or of the axis, or None.
+    """
+
+    axis: int
+    n: int
+    devices: int
+    minus: np.ndarray | jax.Array | None
+
+
+def resolved(x: jax.Array, negative: jax.Array | None, options: Options) -> Task:
+    """Checks a real array, and the options against it."""
+    axis = _checked_axis(options.axis, x.ndim)
     if x.dtype not in _REAL:
         raise TypeError(
             f"hadamard: dtype {x.dtype.name} is not supported; it must be float16, bfloat16, float32, float64, "
@@ -335,44 +364,46 @@ def _hadamard(x: jax.Array, negative: jax.Array | None = None, *, options: _Opti
     minus = _replicated(negative) if options.signs is None else options.signs.value
     if minus is not None:
         _check_signs(minus, n // devices, size)
-    transform = functools.partial(_transform_last, minus=minus, n=n, devices=devices, options=options)
-    y = jnp.moveaxis(x, axis, -1)
-    split = _split_last_axis(y)
-    if split and (size // n) % _pieces(split):  # gathers the transformed axis, and splits it again afterwards
-        whole = NamedSharding(split.mesh, PartitionSpec(*split.spec[:-1], None))
-        y = jax.sharding.reshard(transform(jax.sharding.reshard(y, whole)), split)
-    else:
-        y = transform(y)
-    return jnp.moveaxis(y, -1, axis)
+    return Task(axis, n, devices, minus)
 
 
-def _transform_last(y: jax.Array, minus, *, n: int, devices: int, options: _Options) -> jax.Array:
+def whole(x: jax.Array, split: NamedSharding) -> jax.Array:
+    """Gathers a last axis that is split."""
+    return jax.sharding.reshard(x, NamedSharding(split.mesh, PartitionSpec(*split.spec[:-1], None)))
+
+
+def transform_last(y: jax.Array, *, task: Task, options: Options) -> jax.Array:
     """Transforms the last axis: blocks of n elements, or this device's part of one."""
-    scale = _checked_scale(options, n, y.dtype)
-    if devices > 1:
+    minus = task.minus
+    scale = checked_scale(options, task.n, y.dtype)
+    if task.devices > 1:
         transform = functools.partial(_sharded.transform, scale=scale, axis_name=options.axis_name)
     else:
         transform = functools.partial(
             _primitive.transform,
             scale=scale,
-            length=n,
+            length=task.n,
             matrix=options.matrix and options.matrix.entries,
             transpose=options.transpose,
             inplace=options.inplace,
         )
-        # A call applies the same signs to all of its rows, on every device.
-        if minus is not None and len(minus) == n and _varying(minus) <= _varying(y):
+        if minus is not None and fits_a_call(y, minus, task.n):
             return transform(y, negative=minus)
     if minus is None:
         return transform(y)
     return _primitive.with_signs(y, transform=transform, negative=minus, transpose=options.transpose)
 
 
-_compiled = jax.jit(_hadamard, static_argnames="options")
+def fits_a_call(y: jax.Array, minus: np.ndarray | jax.Array, n: int) -> bool:
+    """Whether the signs can be part of a call, which applies the same ones to all of its rows, on every device."""
+    return len(minus) == n and varying(minus) <= varying(y)
+
+
+_compiled = jax.jit(apply, static_argnames="options")
 
 
 @functools.partial(jax.jit, static_argnames=("options", "sharding"))
-def _sharded_program(x, negative, *, options: _Options, sharding: NamedSharding):
+def _sharded_program(x, negative, *, options: Options, sharding: NamedSharding):
     axis = _checked_axis(options.axis, x.ndim)
     spec = (*sharding.spec, *[None] * (x.ndim - len(sharding.spec)))
     names = spec[axis] if isinstance(spec[axis], tuple) else () if spec[axis] is None else (spec[axis],)
@@ -387,7 +418,7 @@ def _sharded_program(x, negative, *, options: _Options, sharding: NamedSharding)
         if minus is not None and len(minus) == size:
             block = size // devices
             minus = jax.lax.dynamic_slice_in_dim(minus, jax.lax.axis_index(names) * block, block)
-        return _hadamard(x, minus, options=options._replace(signs=None, axis_name=names or None))
+        return apply(x, minus, options=options._replace(signs=None, axis_name=names or None))
 
     specs = PartitionSpec(*spec)
     return jax.shard_map(local, mesh=sharding.mesh, in_specs=(specs, PartitionSpec()), out_specs=specs)(x, minus)
@@ -432,7 +463,7 @@ def _check_block(block_size: int, size: int, axis: int, axis_name: AxisName) -> 
         raise ValueError(f"hadamard: block_size must divide the {size} elements of {where}, got {block_size}.")
 
 
-def _check_devices(n: int, axis: int, devices: int, options: _Options) -> None:
+def _check_devices(n: int, axis: int, devices: int, options: Options) -> None:
     if options.matrix is not None:
         raise ValueError(
             f"hadamard: a matrix cannot be applied across the {_devices(devices, options.axis_name)}. "
@@ -466,7 +497,7 @@ def _static_real(scale) -> float:
         return math.inf
 
 
-def _checked_scale(options: _Options, n: int, dtype) -> float:
+def checked_scale(options: Options, n: int, dtype) -> float:
     """What the transform by +-1, or by the entries of a matrix, is multiplied by."""
     scale, matrix = options.scale, options.matrix
     if scale is None:
@@ -492,7 +523,7 @@ def _known_sharding(x: jax.Array) -> Sharding | None:
     return None if isinstance(x, jax.core.Tracer) else x.sharding
 
 
-def _split_last_axis(x: jax.Array) -> NamedSharding | None:
+def split_last_axis(x: jax.Array) -> NamedSharding | None:
     """The sharding in the array's type (explicit sharding mode) where it splits the last axis, else None."""
     sharding = jax.typeof(x).sharding
     spec = getattr(sharding, "spec", None)
@@ -507,11 +538,11 @@ def _pieces(split: NamedSharding) -> int:
 
 def _replicated(negative: jax.Array | None) -> jax.Array | None:
     """Gathers signs that are split in explicit sharding mode: every row needs all of them."""
-    split = None if negative is None else _split_last_axis(negative)
+    split = None if negative is None else split_last_axis(negative)
     return jax.sharding.reshard(negative, NamedSharding(split.mesh, PartitionSpec(None))) if split else negative
 
 
-def _varying(x: np.ndarray | jax.Array) -> frozenset:
+def varying(x: np.ndarray | jax.Array) -> frozenset:
     """The manual mesh axes along which an array differs. Newer versions of JAX keep them in another place."""
     in_type = jax.typeof(x)
     return in_type.vma if hasattr(in_type, "vma") else in_type.manual_axis_type.varying

@@ -21,9 +21,9 @@ hadamard_quantize_p = Primitive("hadamard_quantize")
 hadamard_quantize_p.multiple_results = True
 hadamard_quantize_p.def_impl(functools.partial(xla.apply_primitive, hadamard_quantize_p))
 
-# Rows that the CUDA kernels transform and quantise in one pass, and the groups within them.
-_CUDA_LENGTHS = tuple(1 << e for e in range(5, 16))
-_CUDA_GROUPS = (16, 32, 64, 128)
+# Rows that the CUDA kernels transform and quantise in one pass, and the longest groups within them (FusesCodes in
+# ffi/cuda/quantized_plan.cc).
+_CUDA_LONGEST_GROUPS = {1 << e: 256 if e <= 10 else 128 if e < 15 else 0 for e in range(5, 16)}
 
 
 def transform_and_quantize(
@@ -69,9 +69,14 @@ def fuses(platform: str, x, *words, quantizer: Quantizer, length: int, signs, ma
         x.dtype.itemsize == 2
         and not (words or signs or matrix)
         and length == size
-        and length in _CUDA_LENGTHS
-        and (group == length or group in _CUDA_GROUPS)
+        and length in _CUDA_LONGEST_GROUPS
+        and (group == length or quantizer.given or _is_part(group, length))
     )
+
+
+def _is_part(group: int, length: int) -> bool:
+    """Whether the CUDA kernels know such a group of a longer row."""
+    return group.bit_count() == 1 and 16 <= group <= _CUDA_LONGEST_GROUPS[length] and group < length
 
 
 @hadamard_quantize_p.def_abstract_eval

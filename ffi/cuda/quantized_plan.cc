@@ -15,7 +15,7 @@ constexpr int64_t kLeastOfGroup = 16;
 }  // namespace
 
 bool FusesCodes(const Problem& p, const Quantization& q) {
-  return (p.dtype == Dtype::kF16 || p.dtype == Dtype::kBF16) && p.factor_count == 0 && !p.signs &&
+  return (p.dtype == Dtype::kF16 || p.dtype == Dtype::kBF16) && p.factor_count == 0 && !p.signs && IsPowerOfTwo(p.n) &&
          p.n >= int64_t{1} << kLeastQuantizedBits && p.n <= int64_t{1} << kMostQuantizedBits &&
          (q.group == p.n || q.scale == Scale::kGiven ||
           (IsPowerOfTwo(q.group) && q.group >= kLeastOfGroup && q.group <= MostOfGroup(p.n) && q.group < p.n));

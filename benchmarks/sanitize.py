@@ -18,6 +18,16 @@ TYPES = ("float16", "bfloat16", "float32", "float64")
 POWERS = tuple(1 << bits for bits in range(17))
 # Every layout that the kernels of orders tell apart, and what is left to sums of a factor.
 ORDERS = (12, 24, 80, 96, 2880, 896, 768, 1536, 3072, 18432, 28672, 53248, 10944, 29568, 19968, 688, 1048, 24576)
+CODES = (
+    ("float8_e4m3fn", "float32", 0, False),
+    ("float8_e5m2", "float32", 64, False),
+    ("int8", "float32", 0, False),
+    ("int8", "given", 0, False),
+    ("int4", "float32", 0, True),
+    ("int4", "float32", 32, True),
+    ("float4_e2m1fn", "float8_e8m0fnu", 32, False),
+    ("float4_e2m1fn", "float8_e4m3fn", 16, False),
+)
 
 
 def main(types: list[str]) -> None:
@@ -51,7 +61,34 @@ def main(types: list[str]) -> None:
                             y.unsafe_buffer_pointer() + offset,
                             workspace.unsafe_buffer_pointer(),
                         )
+        if dtype.itemsize == 2:
+            quantize(dtype, x, y)
     print("done")
+
+
+def quantize(dtype, x, y) -> None:
+    """Turns the rows' results into codes of every kind."""
+    scales, zero_points = jnp.zeros(BUFFER // 16), jnp.zeros(BUFFER // 16, jnp.int8)
+    given = jnp.ones(1)
+    jax.block_until_ready((scales, zero_points, given))
+    for n in (1 << bits for bits in range(5, 16)):
+        for rows in sorted({1, 3, max(1, 5000 // n)}):
+            problem = _cuda.Problem(getattr(_cuda.Dtype, dtype.name), n, rows)
+            for code, scale, group, asymmetric in CODES:
+                quantization = _cuda.Quantization(
+                    getattr(_cuda.Code, code),
+                    getattr(_cuda.Scale, scale),
+                    group or n,
+                    asymmetric,
+                    given.unsafe_buffer_pointer() if scale == "given" else 0,
+                )
+                if _cuda.fuses_codes(problem, quantization):
+                    results = _cuda.QuantizedBuffers(
+                        y.unsafe_buffer_pointer(),
+                        scales.unsafe_buffer_pointer(),
+                        zero_points.unsafe_buffer_pointer() if asymmetric else 0,
+                    )
+                    _cuda.quantize(problem, quantization, x.unsafe_buffer_pointer(), results)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ class Quantizer:
     given: bool = False
     asymmetric: bool = False
 
+    @property
+    def scale_type(self) -> str:
+        """What the native modules call it."""
+        return "given" if self.given else self.format.scale_dtype.name
+
 
 def parse(qtype) -> Format:
     """The format of a name, or of the type of its codes."""

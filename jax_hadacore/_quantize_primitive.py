@@ -171,7 +171,7 @@ def _quantizer_attributes(quantizer: Quantizer):
     """What ffi/quantize_arguments.h reads."""
     return {
         "code": quantizer.format.dtype.name,
-        "scale_type": "given" if quantizer.given else quantizer.format.scale_dtype.name,
+        "scale_type": quantizer.scale_type,
         "group": np.int64(quantizer.group),
         "asymmetric": np.bool_(quantizer.asymmetric),
     }

@@ -17,26 +17,30 @@ _MATRIX_BYTES = 1 << 31
 _RUN = 0.02  # seconds of calls between two looks at the clock
 
 # Functions of rows, and their arguments beside the rows, by name.
-_Operations = dict[str, tuple[Callable, tuple[jax.Array, ...]]]
+Operations = dict[str, tuple[Callable, tuple]]
 
 
 def rows(platform: str, cases: Iterable[Case]) -> Generator[dict]:
     """The time of a call of each alternative, one call's result being the next one's operand."""
     for case in cases:
-        yield {**case.row(cold=case.exceeds_caches), "microseconds": _times(case, _operations(platform, case))}
+        yield {**case.row(cold=case.exceeds_caches), "microseconds": times(case, _operations(platform, case))}
 
 
 def beside_dense(case: Case) -> dict[str, float]:
     """Microseconds of a call of the transform and of the dense product, for a length of any factors."""
-    return _times(case, {"hadamard": (hadamard, ()), "x @ H": (jnp.matmul, (_matrix(case.n, case.dtype),))})
+    return times(case, {"hadamard": (hadamard, ()), "x @ H": (jnp.matmul, (_matrix(case.n, case.dtype),))})
 
 
-def _times(case: Case, operations: _Operations) -> dict[str, float]:
+def times(case: Case, operations: Operations, *, chained: bool = True) -> dict[str, float]:
+    """Microseconds of a jitted call of each operation on random rows; see `microseconds`."""
     x = jax.random.normal(jax.random.key(0), (case.elements // case.n, case.n), case.dtype)
-    return {name: _microseconds(jax.jit(function), x, *arguments) for name, (function, arguments) in operations.items()}
+    return {
+        name: microseconds(jax.jit(function), x, *arguments, chained=chained)
+        for name, (function, arguments) in operations.items()
+    }
 
 
-def _operations(platform: str, case: Case) -> _Operations:
+def _operations(platform: str, case: Case) -> Operations:
     """Orthonormal operations on rows of a power of two."""
     n, dtype = case.n, case.dtype
     low = 1 << n.bit_length() // 2
@@ -68,12 +72,20 @@ def _matrix(n: int, dtype) -> jax.Array:
     return jax.jit(lambda: hadamard(jnp.eye(n, dtype=dtype), inplace=True))()
 
 
-def _microseconds(function: Callable, x: jax.Array, *arguments: jax.Array) -> float:
+def microseconds(function: Callable, x: jax.Array, *arguments, chained: bool = True) -> float:
+    """The time of a call: chained, of one that works on the result of the one before; else of one on x.
+
+    A GPU runs calls that do not depend on one another in sequence; on a CPU these are waited for singly.
+    """
+    waits = not chained and jax.default_backend() == "cpu"
+
     def run(calls: int) -> float:
-        start, y = time.perf_counter(), x
+        start, result = time.perf_counter(), x
         for _ in range(calls):
-            y = function(y, *arguments)
-        y.block_until_ready()
+            result = function(result if chained else x, *arguments)
+            if waits:
+                jax.block_until_ready(result)
+        jax.block_until_ready(result)
         return (time.perf_counter() - start) / calls
 
     run(1)  # compiles

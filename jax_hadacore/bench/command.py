@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import _ffi
 from .._orders import decompose
-from . import alternatives, device, dims, errors, peers, program, tables
+from . import alternatives, device, dims, errors, fused, peers, program, tables
 from .environment import environment
 from .grid import DTYPES, Selection
 from .store import SWEPT, Results, StoreError, load
@@ -36,6 +36,12 @@ Cold: buffers that together exceed the caches take turns. Warm: the same buffers
 _DIMS = """\
 Measures the device time of the kernel at the lengths that models have, beside the best copy of
 the same bytes, and of a few of them a jitted call beside the dense product x @ H; prints a table.
+"""
+_FUSED = """\
+Measures, and prints a table of:
+  fused      device time of the transform to codes of 8 or 4 bits beside kernels that move the same bytes; on a GPU
+  two steps  time of a call of hadamard_quantize, and of hadamard with XLA's quantiser behind it
+  layers     time of x @ w, and of rotated_dot_general with codes of w, which rotates and quantises x
 """
 _EPILOG = """\
 exit status:
@@ -82,6 +88,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _dims(arguments: argparse.Namespace) -> int:
     return _run(arguments, _dims_work)
+
+
+def _fused(arguments: argparse.Namespace) -> int:
+    return _run(arguments, _fused_work)
 
 
 def _run(arguments: argparse.Namespace, plan: Callable[[argparse.Namespace], list[_Work]]) -> int:
@@ -148,6 +158,20 @@ def _dims_work(arguments: argparse.Namespace) -> list[_Work]:
     _require_kernel("dims", platform)
     cases = dims.cases(platform, arguments.lengths)
     return [_Work("dims", len(cases), dims.rows(platform, cases, arguments.lengths))]
+
+
+def _fused_work(arguments: argparse.Namespace) -> list[_Work]:
+    platform = _platform()
+    _require_kernel("fused", platform)
+    chosen = arguments.n, arguments.elements
+    cases = fused.cases(*chosen) if platform == "gpu" else []
+    pairs = fused.two_steps_cases(platform, *chosen)
+    layers = fused.LAYERS[platform]
+    return [
+        *([_Work("fused", len(cases), fused.rows(cases))] if cases else []),
+        _Work("two steps", len(pairs), fused.two_steps_rows(pairs)),
+        _Work("layers", len(layers), fused.layer_rows(platform, layers)),
+    ]
 
 
 def _platform() -> str:
@@ -242,6 +266,15 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--lengths", type=_lengths, metavar="N,N", help="measure these, such as 3072,7168, instead")
     models.add_argument("--json", type=Path, metavar="FILE", help="store what is measured, as it comes")
     models.set_defaults(run=_dims)
+    quantised = commands.add_parser(
+        "fused", help="measure quantised results", description=_FUSED, epilog=_EPILOG, formatter_class=_Plain
+    )
+    quantised.add_argument("--n", nargs="+", type=_length, metavar="N", help="lengths, of fused and two steps")
+    quantised.add_argument(
+        "--elements", nargs="+", type=_many_elements, metavar="E", help="elements of a call, of fused and two steps"
+    )
+    quantised.add_argument("--json", type=Path, metavar="FILE", help="store what is measured, as it comes")
+    quantised.set_defaults(run=_fused)
     plot = commands.add_parser("plot", help="draw charts of stored results")
     plot.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
     plot.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="for the PNG files; default: here")
@@ -269,6 +302,10 @@ def _length(text: str) -> int:
 
 def _elements(text: str) -> int:
     return _power_of_two(text, 8, 1 << 30)
+
+
+def _many_elements(text: str) -> int:
+    return _power_of_two(text, 1 << 13, 1 << 30)  # from what measure_codes takes
 
 
 def _power_of_two(text: str, least: int, most: int) -> int:

@@ -38,7 +38,7 @@ class _Gpu:
         self._y = self._x if inplace else jnp.ones_like(self._x)
         self._workspace = jnp.zeros(max(case.elements for case in cases), jnp.float32)
         self._inplace = inplace
-        self._native = _native("cuda")
+        self._native = native("cuda")
         jax.block_until_ready((self._x, self._y, self._workspace))  # the library's stream does not wait for JAX's
 
     def row(self, case: Case) -> dict:
@@ -56,7 +56,7 @@ class _Gpu:
             **case.row(cold=plan.cold),
             "inplace": self._inplace,
             "sets": plan.sets,
-            **_summary(times),
+            **summary(times),
             "error": error,
         }
 
@@ -74,7 +74,7 @@ class _Cpu:
         self._x[:] = np.resize(some, elements)
         self._y = self._x if inplace else _aligned(elements, dtype)
         self._inplace = inplace
-        self._native = _native("cpu")
+        self._native = native("cpu")
 
     def row(self, case: Case) -> dict:
         """Medians in microseconds, the ratio of memcpy to the transform, and the error."""
@@ -88,7 +88,7 @@ class _Cpu:
             **case.row(cold=case.exceeds_caches),
             "inplace": self._inplace,
             "threads": 1,
-            **_summary(times),
+            **summary(times),
             "error": error,
         }
 
@@ -100,7 +100,8 @@ def _aligned(elements: int, dtype: np.dtype) -> np.ndarray:
     return memory[start : start + elements * dtype.itemsize].view(dtype)
 
 
-def _native(platform: str):
+def native(platform: str):
+    """The module of the kernels of a platform."""
     module = {"cuda": _ffi.CUDA, "cpu": _ffi.CPU}[platform].module
     assert module is not None, f"the caller has to ask _ffi.problem({platform!r}) first"
     return module
@@ -120,7 +121,8 @@ def _factor_words(orders: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([pack(order_matrix(k) < 0).ravel() for k in orders])
 
 
-def _summary(times: dict[str, list[float]]) -> dict:
+def summary(times: dict[str, list[float]]) -> dict:
+    """Medians of milliseconds, in microseconds, and the time of the fastest other / that of the transform."""
     micros = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     roof = min(value for name, value in micros.items() if name != "transform")
     return {"microseconds": micros, "ratio": roof / micros["transform"]}

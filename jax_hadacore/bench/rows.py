@@ -46,6 +46,11 @@ def dense_times(row: dict) -> float:
     return row["calls"]["x @ H"] / row["calls"]["hadamard"]
 
 
+def times_faster(row: dict, fast: str, slow: str) -> float:
+    """How many times as long as `fast` `slow` takes."""
+    return row["microseconds"][slow] / row["microseconds"][fast]
+
+
 def with_speedup(peers: Sequence[dict], device: Sequence[dict]) -> list[dict]:
     """The peers' rows that have a counterpart, with 'speedup': how many times as fast this library is."""
     own = {_case(row): row["microseconds"]["transform"] for row in device if not row["inplace"]}

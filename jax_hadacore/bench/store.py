@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SWEPT = ("device", "alternatives", "program", "peers", "errors")  # the tables of a sweep
+FUSED = ("fused", "two steps", "layers")  # those of quantised results
 # The lists of rows in a file, beside the environment that they were measured in.
-TABLES = (*SWEPT, "dims")
+TABLES = (*SWEPT, "dims", *FUSED)
 
 
 class StoreError(Exception):

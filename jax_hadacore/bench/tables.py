@@ -8,7 +8,7 @@ from rich.table import Table
 
 from .grid import ATTENTION
 from .models import MODELS
-from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes, with_speedup
+from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes, times_faster, with_speedup
 
 
 def show(console: Console, data: dict) -> None:
@@ -36,12 +36,15 @@ def _parts(data: dict) -> Iterator[str | Table]:
         yield f"Copies in the HLO of a loop: {', '.join(f'{name} {count}' for name, count in copies.items())}\n"
     yield from _errors(data.get("errors", []))
     yield from _dims(data.get("dims", []))
+    yield from _fused(data.get("fused", []))
+    yield from _two_steps(data.get("two steps", []))
+    yield from _layers(data.get("layers", []))
 
 
 def _device(rows: Sequence[dict]) -> Iterator[str | Table]:
     for dtype, inplace, some in groups(rows, "dtype", "inplace"):
         yield f"{dtype}{', in place' if inplace else ''}: percent of the speed of the best copy; microseconds"
-        yield _grid(some, lambda row: f"{100 * row['ratio']:.0f} %\n[dim]{_micros(row['microseconds']['transform'])}")
+        yield _grid(some, _percent_and_micros)
         yield _largest_error(some)
 
 
@@ -123,6 +126,47 @@ def _dims(rows: Sequence[dict]) -> Iterator[str | Table]:
                     ", ".join(MODELS.get(row["n"], ())),
                 )
         yield table
+
+
+def _fused(rows: Sequence[dict]) -> Iterator[str | Table]:
+    for dtype, elements, caches, some in groups(rows, "dtype", "elements", "caches"):
+        yield (
+            f"{dtype} to codes, {power(elements)} elements, {caches}: percent of the speed of a kernel that moves the "
+            "same bytes; microseconds"
+        )
+        table = _table("format", *map(str, lengths(some)))
+        for name, group in groups(some, "format"):
+            cells = {row["n"]: _percent_and_micros(row) for row in group}
+            table.add_row(name, *(cells.get(n, "-") for n in lengths(some)))
+        yield table
+
+
+def _two_steps(rows: Sequence[dict]) -> Iterator[str | Table]:
+    if rows:
+        yield "A jitted call with a scale per row: microseconds, and times hadamard_quantize's"
+        table = _table("format", "dtype", "n", "elements", "", "hadamard_quantize", "hadamard, then XLA's quantiser")
+        for row in rows:
+            times, slower = row["microseconds"], times_faster(row, "hadamard_quantize", "two steps")
+            fused, two_steps = _micros(times["hadamard_quantize"]), _micros(times["two steps"])
+            table.add_row(row["format"], *_case(row), fused, f"{two_steps} [dim]{slower:5.1f}x")
+        yield table
+
+
+def _layers(rows: Sequence[dict]) -> Iterator[str | Table]:
+    if rows:
+        yield "A jitted linear layer, x @ w, and rotated and quantised: microseconds, and times as fast"
+        others = [name for name in rows[0]["microseconds"] if name != "x @ w"]
+        table = _table("dtype", "tokens", "n", "outputs", "x @ w", *others)
+        for row in rows:
+            times = row["microseconds"]
+            cells = [f"{_micros(times[name])} [dim]{times_faster(row, name, 'x @ w'):5.2f}x" for name in others]
+            shape = (str(row[name]) for name in ("tokens", "n", "outputs"))
+            table.add_row(row["dtype"], *shape, _micros(times["x @ w"]), *cells)
+        yield table
+
+
+def _percent_and_micros(row: dict) -> str:
+    return f"{100 * row['ratio']:.0f} %\n[dim]{_micros(row['microseconds']['transform'])}"
 
 
 def _error(row: dict) -> str:

@@ -101,7 +101,7 @@ def layer_rows(platform: str, layers: Iterable[Layer]) -> Generator[dict]:
     for layer in layers:
         case = Case(np.dtype(_DTYPE[platform]), layer.inputs, layer.tokens * layer.inputs)
         w = jax.random.normal(jax.random.key(1), (layer.inputs, layer.outputs), case.dtype)
-        operations = {"x @ w": (jnp.matmul, (w,))}
+        operations: alternatives.Operations = {"x @ w": (jnp.matmul, (w,))}
         for name in _LAYER_FORMS:
             product = functools.partial(rotated_dot_general, dimension_numbers=_LAST_AXES, qtype=name)
             operations[name] = (product, (hadamard_quantize(w.T, name),))

@@ -27,8 +27,8 @@ FORMATS = {
     "mxfp8": ("float8_e4m3fn", "float8_e8m0fnu", 32),
     "mxfp4": ("float4_e2m1fn", "float8_e8m0fnu", 32),
     "nvfp4": ("float4_e2m1fn", "float8_e4m3fn", 16),
-    "float8_e4m3fn by 128": ("float8_e4m3fn", "float32", 128),
     "int8, given scale": ("int8", "given", 4096),
+    "float8_e4m3fn by 128": ("float8_e4m3fn", "float32", 128),
 }
 SMALL = fused.Layer(8, 64, 32)
 

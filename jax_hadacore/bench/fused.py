@@ -35,8 +35,8 @@ _FORMS = {
     "mxfp8": _Form("mxfp8"),
     "mxfp4": _Form("mxfp4"),
     "nvfp4": _Form("nvfp4"),
-    "float8_e4m3fn by 128": _Form("float8_e4m3fn", ("block", 128)),
     "int8, given scale": _Form("int8", "tensor"),
+    "float8_e4m3fn by 128": _Form("float8_e4m3fn", ("block", 128)),
 }
 _LEAST_GROUP = 16  # of them all
 _DTYPE = {"gpu": "bfloat16", "cpu": "float32"}

@@ -72,7 +72,7 @@ def fused(environment: dict, dtype: str, rows: Sequence[dict]) -> Figure:
         f"{_power(elements)} elements, {caches}": {name: _percents(line) for name, line in groups(some, "format")}
         for elements, caches, some in groups(rows, "elements", "caches")
     }
-    figure = _against_n(panels, "codes", "percent of the speed of a kernel that moves the same bytes")
+    figure = _against_n(panels, "codes", "percent of the speed of moving the bytes")
     _entitle(figure, environment, f"{dtype} to codes: the transform beside a kernel that moves its bytes")
     return figure
 

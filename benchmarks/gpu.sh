@@ -3,11 +3,11 @@
 # Needs jax with CUDA, nvcc, the build requirements, rich, matplotlib and pytest in the current Python environment;
 # pytest-xdist helps.
 set -uo pipefail
-usage='usage: benchmarks/gpu.sh FOLDER [bench|dims|inplace|errors|selfcheck|suite|sanitizers]...'
+usage='usage: benchmarks/gpu.sh FOLDER [bench|dims|fused|inplace|errors|selfcheck|suite|sanitizers]...'
 folder=$(realpath "${1:?$usage}")
 shift
 stages=("$@")
-[ $# -gt 0 ] || stages=(bench dims inplace errors selfcheck suite sanitizers)
+[ $# -gt 0 ] || stages=(bench dims fused inplace errors selfcheck suite sanitizers)
 cd "$(dirname "$0")/.."
 mkdir -p "$folder"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the GPU
@@ -35,6 +35,8 @@ sanitizers() {
 bench() { timeout 400 jax-hadacore bench --full --json "$folder/bench.json" 2>&1; }
 
 dims() { timeout 100 jax-hadacore bench dims --json "$folder/dims.json" 2>&1; }
+
+fused() { timeout 100 jax-hadacore bench fused --json "$folder/fused.json" 2>&1; }
 
 inplace() { timeout 100 jax-hadacore bench --tables device --inplace --json "$folder/inplace.json" 2>&1; }
 

@@ -3,6 +3,7 @@
 import ctypes
 import math
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,36 @@ def problem(dtype, n, rows, scale=1.0, *, orders=(), factors=0):
     return SimpleNamespace(dtype=dtype, n=n, rows=rows, scale=scale, orders=orders, factors=factors)
 
 
+class Code:
+    """Stands for that of codes."""
+
+    int8, int4, float8_e4m3fn, float4_e2m1fn = "int8", "int4", "float8_e4m3fn", "float4_e2m1fn"
+
+
+class Scale:
+    """Stands for that of scales."""
+
+    float32, float8_e8m0fnu, float8_e4m3fn, given = "float32", "float8_e8m0fnu", "float8_e4m3fn", "given"
+
+
+class Quantization(NamedTuple):
+    """Stands for the native modules' Quantization."""
+
+    code: str
+    scale: str
+    group: int
+    asymmetric: bool = False
+    given: int = 0
+
+
+class QuantizedBuffers(NamedTuple):
+    """Stands for that of the addresses of results."""
+
+    codes: int
+    scales: int = 0
+    zero_points: int = 0
+
+
 def install(monkeypatch):
     """Puts it in the place of the CUDA module; returns a list of what its timings are asked for."""
     calls = []
@@ -39,7 +70,23 @@ def install(monkeypatch):
         *_, replays = plan
         return {"transform": [0.004] * replays, "copy kernel": [0.003] * replays, "cudaMemcpyAsync": [0.002] * replays}
 
-    native = SimpleNamespace(Dtype=Dtype, Problem=problem, measure=measure, transform=run, toolkit=13000)
+    def measure_codes(problem, quantization, x, results, *plan):
+        calls.append((problem, quantization, x, results, *plan))
+        *_, replays = plan
+        return {"transform": [0.004] * replays, "one vector": [0.003] * replays, "two vectors": [0.002] * replays}
+
+    native = SimpleNamespace(
+        Dtype=Dtype,
+        Problem=problem,
+        Code=Code,
+        Scale=Scale,
+        Quantization=Quantization,
+        QuantizedBuffers=QuantizedBuffers,
+        measure=measure,
+        measure_codes=measure_codes,
+        transform=run,
+        toolkit=13000,
+    )
     monkeypatch.setattr(_ffi, "CUDA", _ffi.NativeModule(native))
     return calls
 

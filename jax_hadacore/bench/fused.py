@@ -35,8 +35,8 @@ _FORMS = {
     "mxfp8": _Form("mxfp8"),
     "mxfp4": _Form("mxfp4"),
     "nvfp4": _Form("nvfp4"),
-    "float8_e4m3fn by 128": _Form("float8_e4m3fn", ("block", 128)),
     "int8, given scale": _Form("int8", "tensor"),
+    "float8_e4m3fn by 128": _Form("float8_e4m3fn", ("block", 128)),
 }
 _LEAST_GROUP = 16  # of them all
 _DTYPE = {"gpu": "bfloat16", "cpu": "float32"}
@@ -101,7 +101,7 @@ def layer_rows(platform: str, layers: Iterable[Layer]) -> Generator[dict]:
     for layer in layers:
         case = Case(np.dtype(_DTYPE[platform]), layer.inputs, layer.tokens * layer.inputs)
         w = jax.random.normal(jax.random.key(1), (layer.inputs, layer.outputs), case.dtype)
-        operations = {"x @ w": (jnp.matmul, (w,))}
+        operations: alternatives.Operations = {"x @ w": (jnp.matmul, (w,))}
         for name in _LAYER_FORMS:
             product = functools.partial(rotated_dot_general, dimension_numbers=_LAST_AXES, qtype=name)
             operations[name] = (product, (hadamard_quantize(w.T, name),))

@@ -1,7 +1,7 @@
 """Charts of stored results: percent of the copy's speed against n, and grids of speed-ups."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from .rows import by_orders, by_size, groups, lengths, sizes, with_speedup
+from .rows import by_orders, by_size, groups, sizes, with_speedup
 from .store import StoreError
 
 _MARKERS = "os^Dv<>pPX*hd"  # a line is told by its marker where colours are not
@@ -19,6 +19,9 @@ _CACHES = {
     "warm": "warm: the same buffers every time",
 }
 _MOST_LINES = 8  # in one panel
+
+# What a line is called, and its percents by n.
+_Lines = Mapping[str, Mapping[int, float]]
 
 
 def write(results: Sequence[dict], folder: Path) -> list[Path]:
@@ -51,13 +54,26 @@ def save(figure: Figure, path: Path) -> None:
 
 def roof(environment: dict, dtype: str, rows: Sequence[dict], *, inplace: bool = False) -> Figure:
     """Percent of the speed of the best copy against n, a line for each number of elements; cold and warm apart."""
-    panels = sorted(groups(rows, "caches"))
-    figure = Figure(figsize=(5.2 * len(panels) + 0.6, 4.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for panel, (caches, some) in zip(axes, panels, strict=True):
-        _roof_panel(panel, caches, some)
-    axes[0].set_ylabel("percent of the speed of the best copy")
+    panels = {
+        _CACHES[caches]: {
+            _power(size[0]): _percents(row for row in some if (row["elements"], caches) == size)
+            for size in _thinned(sizes(some))
+        }
+        for caches, some in sorted(groups(rows, "caches"))
+    }
+    figure = _against_n(panels, "elements", "percent of the speed of the best copy")
     _entitle(figure, environment, f"{dtype}{', in place' if inplace else ''}: the transform beside a copy of its bytes")
+    return figure
+
+
+def fused(environment: dict, dtype: str, rows: Sequence[dict]) -> Figure:
+    """Percent of the speed of a kernel that moves the same bytes against n, a line for each format."""
+    panels = {
+        f"{_power(elements)} elements, {caches}": {name: _percents(line) for name, line in groups(some, "format")}
+        for elements, caches, some in groups(rows, "elements", "caches")
+    }
+    figure = _against_n(panels, "codes", "percent of the speed of moving the bytes")
+    _entitle(figure, environment, f"{dtype} to codes: the transform beside a kernel that moves its bytes")
     return figure
 
 
@@ -108,25 +124,38 @@ def _figures(data: dict) -> Iterator[tuple[str, Figure]]:
         yield f"alternatives-{dtype}", _speedups(environment, title, order, cells)
     for dtype, rows in groups(data["dims"], "dtype"):
         yield f"dims-{dtype}", dims(environment, dtype, rows)
+    for dtype, rows in groups(data["fused"], "dtype"):
+        yield f"fused-{dtype}", fused(environment, dtype, rows)
 
 
-def _roof_panel(panel: Axes, caches: str, rows: Sequence[dict]) -> None:
-    drawn = _thinned(sizes(rows))
-    colours = colormaps["viridis"](np.linspace(0, 0.88, len(drawn)))
-    cells = by_size(rows, lambda row: 100 * row["ratio"])
-    for size, colour, marker in zip(drawn, colours, _MARKERS, strict=False):
-        ns = [n for n in lengths(rows) if (size, n) in cells]
-        panel.plot(ns, [cells[size, n] for n in ns], color=colour, marker=marker, ms=5, lw=1.5, label=_power(size[0]))
+def _percents(rows: Iterable[dict]) -> dict[int, float]:
+    return {row["n"]: 100 * row["ratio"] for row in sorted(rows, key=lambda row: row["n"])}
+
+
+def _against_n(panels: Mapping[str, _Lines], legend: str, ylabel: str) -> Figure:
+    """Panels side by side, by their titles."""
+    figure = Figure(figsize=(5.2 * len(panels) + 0.6, 4.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        _lines_panel(panel, lines)
+        panel.set_title(title, size=10)
+        panel.legend(title=legend, loc="lower left", fontsize=9)
+    axes[0].set_ylabel(ylabel)
+    return figure
+
+
+def _lines_panel(panel: Axes, lines: _Lines) -> None:
+    colours = colormaps["viridis"](np.linspace(0, 0.88, len(lines)))
+    for (name, line), colour, marker in zip(lines.items(), colours, _MARKERS, strict=False):
+        panel.plot(*zip(*line.items(), strict=True), color=colour, marker=marker, ms=5, lw=1.5, label=name)
     panel.axhline(100, color="black", lw=0.8, ls=":")
-    panel.set_ylim(0, max(105, 1.02 * max(cells.values())))
+    panel.set_ylim(0, max(105, *(1.02 * max(line.values()) for line in lines.values())))
     panel.set_xscale("log", base=2)
-    ticks = lengths(rows)
+    ticks = sorted({n for line in lines.values() for n in line})
     panel.set_xticks(ticks, [_power(n) for n in ticks])
     panel.minorticks_off()
     panel.set_xlabel("n, the length of a transform")
-    panel.set_title(_CACHES[caches], size=10)
     panel.grid(alpha=0.25)
-    panel.legend(title="elements", loc="lower left", fontsize=9)
 
 
 def _speedups(environment: dict, title: str, labels: Sequence[str], cells: dict[tuple[str, int], float]) -> Figure:

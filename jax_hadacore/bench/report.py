@@ -8,8 +8,8 @@ from pathlib import Path
 from . import plot
 from .grid import ATTENTION
 from .models import MODELS
-from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes
-from .store import SWEPT, StoreError, load
+from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes, times_faster
+from .store import FUSED, SWEPT, StoreError, load
 
 _IMAGES = Path("docs", "images")
 _DTYPES = ("bfloat16", "float32")
@@ -128,12 +128,7 @@ def _device(data: dict) -> Iterator[str]:
     if not shown:
         return
     ns = [n for n in _LENGTHS if n in lengths(shown)]
-    lines = []
-    for dtype, rows in groups(shown, "dtype"):
-        cells = by_size(rows, lambda row: f"{100 * row['ratio']:.0f}")
-        lines += [
-            [dtype, f"{power(size[0])} {size[1]}", *(cells.get((size, n), "") for n in ns)] for size in sizes(rows)
-        ]
+    lines = [line for dtype, rows in groups(shown, "dtype") for line in _percents(dtype, rows, ns)]
     yield f"{data['environment']['device']}: percent of the speed of the best copy of the same bytes, by n."
     yield _table(["", "elements", *map(str, ns)], lines)
 
@@ -204,10 +199,64 @@ def _dims_bars(data: dict) -> Chart | None:
     )
 
 
+def _fused(data: dict) -> Iterator[str]:
+    for dtype, rows in groups(data["fused"], "dtype"):
+        ns = lengths(rows)
+        lines = [line for name, some in groups(rows, "format") for line in _percents(name, some, ns, absent="-")]
+        yield (
+            f"{data['environment']['device']}, {dtype} to codes: percent of the speed of a kernel that moves the same "
+            "bytes, by n; a dash where no kernel is fused."
+        )
+        yield _table(["codes", "elements", *map(str, ns)], lines)
+
+
+def _two_steps(data: dict) -> Iterator[str]:
+    for dtype, elements, caches, rows in groups(data["two steps"], "dtype", "elements", "caches"):
+        lines = []
+        for name, some in groups(rows, "format"):
+            cells = {row["n"]: f"{times_faster(row, 'hadamard_quantize', 'two steps'):.1f}" for row in some}
+            lines.append([name, *(cells.get(n, "") for n in lengths(rows))])
+        yield (
+            f"A jitted call of `hadamard` with XLA's quantiser behind it, {dtype}, {power(elements)} elements, "
+            f"{caches}, a scale per row: its time, times that of `hadamard_quantize`, by n."
+        )
+        yield _table(["codes", *map(str, lengths(rows))], lines)
+
+
+def _layers(data: dict) -> Iterator[str]:
+    for dtype, rows in groups(data["layers"], "dtype"):
+        others = [name for name in rows[0]["microseconds"] if name != "x @ w"]
+        lines = []
+        for row in rows:
+            times, shapes = row["microseconds"], (f"{row['tokens']} x {row['n']}", f"{row['n']} x {row['outputs']}")
+            cells = [f"{times[name]:.0f} ({times_faster(row, name, 'x @ w'):.2f})" for name in others]
+            lines.append([*shapes, f"{times['x @ w']:.0f}", *cells])
+        yield (
+            f"A jitted linear layer, {dtype}: microseconds of `x @ w`, and of x rotated, quantised and multiplied by "
+            "the codes of w; in brackets, times as fast."
+        )
+        yield _table(["x", "w", "x @ w", *others], lines)
+
+
+def _fused_lines(data: dict) -> Chart | None:
+    if not data["fused"]:
+        return None
+    dtype, rows = next(groups(data["fused"], "dtype"))
+    path = _IMAGES / plot.file_name(data["environment"], f"fused-{dtype}")
+    figure = plot.fused(data["environment"], dtype, rows)
+    return Chart("Percent of the speed of a kernel that moves the same bytes, against n", path, figure)
+
+
 def _span(values: Iterable[str]) -> str:
     """The least and the largest of numbers."""
     ordered = sorted(set(values), key=int)
     return " to ".join(dict.fromkeys((ordered[0], ordered[-1]))) if ordered else ""
+
+
+def _percents(name: str, rows: Sequence[dict], ns: Sequence[int], absent: str = "") -> list[list[str]]:
+    """Lines of a table, one for each size."""
+    cells = by_size(rows, lambda row: f"{100 * row['ratio']:.0f}")
+    return [[name, f"{power(size[0])} {size[1]}", *(cells.get((size, n), absent) for n in ns)] for size in sizes(rows)]
 
 
 def _out_of_place(rows: Sequence[dict]) -> list[dict]:
@@ -227,4 +276,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 BENCH = Block("bench", SWEPT, (_device, _attention, _alternatives), _roof)
 DIMS = Block("dims", ("dims",), (_dims, _dense), _dims_bars)
-BLOCKS = (BENCH, DIMS)
+QUANTISED = Block("fused", FUSED, (_fused, _two_steps, _layers), _fused_lines)
+BLOCKS = (BENCH, DIMS, QUANTISED)

@@ -164,11 +164,10 @@ def _of_model(model: str, rows: Sequence[dict]) -> Iterator[str]:
         mean = {key[1:]: statistics.fmean(x["rmse"]) for key, x in found.items() if key[0] == row["phase"]}
         gains = ", ".join(f"{mean[scales, False] / mean[scales, True]:.2f} {scales}" for scales in SCALES)
         excess = mean["per row", False] / min(mean[scales, True] for scales in SCALES)
-        size = statistics.fmean(row["exact_rms"])
         yield (
-            f"{row['phase'].capitalize()}, {len(row['rmse'])} seeds: o has rms {size:.2g}; the rotation divides the error "
-            f"by {gains}. Scales per row without it have {excess:.2f} times the error of the best with it"
-            f"{': they suffice' if excess < 1.1 else ''}."
+            f"{row['phase'].capitalize()}, {len(row['rmse'])} seeds, rms {statistics.fmean(row['exact_rms']):.2g}: the "
+            f"rotation divides the error by {gains}. Scales per row without it have {excess:.2f} times the error of the "
+            f"best with it{': they suffice' if excess < 1.1 else ''}."
         )
 
 

@@ -166,8 +166,8 @@ def _of_model(model: str, rows: Sequence[dict]) -> Iterator[str]:
         excess = mean["per row", False] / min(mean[scales, True] for scales in SCALES)
         yield (
             f"{row['phase'].capitalize()}, {len(row['rmse'])} seeds, rms {statistics.fmean(row['exact_rms']):.2g}: the "
-            f"rotation divides the error by {gains}. Scales per row without it have {excess:.2f} times the error of the "
-            f"best with it{': they suffice' if excess < 1.1 else ''}."
+            f"rotation divides the error by {gains}. Scales per row without it have {excess:.2f} times the error of "
+            f"the best with it{': they suffice' if excess < 1.1 else ''}."
         )
 
 

@@ -63,7 +63,8 @@ class TestFP8Attention:
         assert len(np.unique(q_scale)) == count
 
     def test_scales_per_row_help_because_the_largest_entry_is_exact(self, fp8_attention):
-        q, k, v = (np.asarray(x, np.float64) for x in (bfloat16 := fp8_attention.draw(0, 8, 512, 512)))
+        bfloat16 = fp8_attention.draw(0, 8, 512, 512)
+        q, k, v = (np.asarray(x, np.float64) for x in bfloat16)
         exact = fp8_attention.float64_attention(q, k, v)
 
         def error(scales, mend=False):

@@ -25,7 +25,7 @@ _CONFIG = "config.json"
 _STATE = "jax_hadacore.unfinished"  # in an unfinished folder: the request that it belongs to
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 _WEIGHTS = {*_PICKLED, ".safetensors", ".h5", ".msgpack", ".gguf", ".onnx"}
-_PIECE = 1 << 22  # elements that are folded at a time
+_PIECE = 1 << 20  # elements that are folded at a time
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ class Task:
         source = self.checkpoint
         heads = {shard: header(entries, source.shards[shard].metadata) for shard, entries in self.layout.items()}
         sizes = {shard: sum(entry.nbytes for entry in entries.values()) for shard, entries in self.layout.items()}
+        kept = [shard for shard in sizes if _is_complete(out / shard, heads[shard], sizes[shard])]
+        _check_space(out, sum(sizes[shard] for shard in sizes if shard not in kept))
         with _claimed(out, self.request):
-            kept = [shard for shard in sizes if _is_complete(out / shard, heads[shard], sizes[shard])]
-            _check_space(out, sum(sizes.values()) - sum(sizes[shard] for shard in kept))
             for shard, entries in self.layout.items():
                 if shard in kept:
                     wrote(shard, sizes[shard])
@@ -270,9 +270,10 @@ def _claimed(out: Path, request: str) -> Iterator[None]:
 
 
 def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out).free
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
-        raise CheckpointError(f"{out}: needs {needed / 1e9:,.2f} GB of space, got {free / 1e9:,.2f} GB")
+        raise CheckpointError(f"{out}: needs {needed / 1e6:,.1f} MB of space, got {free / 1e6:,.1f} MB")
 
 
 def _is_complete(path: Path, head: bytes, size: int) -> bool:

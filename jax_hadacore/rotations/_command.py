@@ -209,13 +209,13 @@ def _report(task: Task, out: Path, kept: int) -> None:
     given, folds = task.checkpoint, task.folds
     turned = [name for name, fold in folds.items() if fold.rotations and name in given.places]
     fused = [name for name, fold in folds.items() if fold.recipe.fill is not None]
-    untied = [name for name in folds if name not in given.places]
+    untied = given.config.get(_TIED) != task.config.get(_TIED)
     unchanged = [name for name in given.places if name not in folds]
     left = sorted(path.name for path in given.left_out)
     rows = [
         ("rotated", len(turned), "tensors: " + ", ".join(map(_described, task.rotations, task.rotations.values()))),
         ("fused", len(fused), "norms, into what reads their results; their own weights are neutral now"),
-        ("untied", len(untied), f"{_HEAD}, made of {_EMBEDDING}; {_TIED} is false now"),
+        ("untied", int(untied), f"{_HEAD}, now a tensor of its own; {_TIED} is false"),
         ("copied", len(unchanged), "tensors"),
         ("carried", len(given.others), f"other files: {_some([path.name for path in given.others])}"),
         ("left out", len(left), f"files and folders: {_some(left)}"),

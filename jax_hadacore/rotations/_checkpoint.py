@@ -5,6 +5,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -180,6 +181,13 @@ class Task:
     def _index(self, index: dict[str, Any]) -> dict[str, Any]:
         places = {name: shard for shard, entries in self.layout.items() for name in entries}
         metadata = {**index.get("metadata", {}), "total_size": self.size}
+        if isinstance(metadata.get("total_parameters"), int):
+            metadata["total_parameters"] += sum(
+                math.prod(entry.shape)
+                for entries in self.layout.values()
+                for name, entry in entries.items()
+                if name not in self.checkpoint.places
+            )
         return {**index, "metadata": metadata, "weight_map": dict(sorted(places.items()))}
 
 
@@ -201,7 +209,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     index = _read_json(folder / _INDEX)
     mapped = index.get("weight_map")
     if not is_strings(mapped) or not isinstance(index.get("metadata", {}), dict):
-        raise CheckpointError(f"{folder / _INDEX}: weight_map must have the file of each tensor by its name")
+        raise CheckpointError(f"{folder / _INDEX}: must have objects weight_map, of strings, and metadata")
     names = sorted(set(mapped.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -323,4 +331,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with _replacing(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(value, indent=2) + "\n").encode())

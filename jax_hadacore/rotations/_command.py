@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     except CheckpointError as error:
         problem = str(error)
     except OSError as error:
-        problem = f"{error.filename or arguments.out}: {error.strerror}; the same command continues"
+        problem = f"{error.filename or arguments.out}: {error.strerror}"
     except KeyboardInterrupt:
         print("jax-hadacore rotate: interrupted; the same command continues", file=sys.stderr)
         return _INTERRUPTED
@@ -154,7 +154,7 @@ def _check_same_head(checkpoint: Checkpoint) -> None:
 def _head_dim(checkpoint: Checkpoint) -> int:
     """From the norms of queries if there are some, else from config.json."""
     for name, shape in checkpoint.shapes().items():
-        if name.endswith(".self_attn.q_norm.weight"):
+        if name.endswith(".self_attn.q_norm.weight") and len(shape.shape) == 1:
             return shape.shape[0]
     config = checkpoint.config
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
@@ -178,7 +178,7 @@ def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
         from rich import console, progress  # noqa: PLC0415 - optional
 
         columns = (
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.DownloadColumn(),
             progress.TimeRemainingColumn(),
@@ -211,7 +211,7 @@ def _report(task: Task, out: Path, kept: int) -> None:
     fused = [name for name, fold in folds.items() if fold.recipe.fill is not None]
     untied = given.config.get(_TIED) != task.config.get(_TIED)
     unchanged = [name for name in given.places if name not in folds]
-    left = sorted(path.name for path in given.left_out)
+    left = [path.name for path in given.left_out]
     rows = [
         ("rotated", len(turned), "tensors: " + ", ".join(map(_described, task.rotations, task.rotations.values()))),
         ("fused", len(fused), "norms, into what reads their results; their own weights are neutral now"),

@@ -45,6 +45,11 @@ def load_rotations(folder: str | Path) -> dict[str, Rotation]:
     Raises:
         ValueError: config.json has no rotations, or those of another `CONVENTION`.
         OSError: there is no config.json.
+
+    Example:
+        >>> from jax_hadacore.rotations import load_rotations
+        >>> load_rotations("Llama-3.1-8B-rotated")["R4"].size  # doctest: +SKIP
+        14336
     """
     path = Path(folder) / "config.json"
     recorded = json.loads(path.read_bytes()).get(KEY)

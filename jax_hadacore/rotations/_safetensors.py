@@ -132,7 +132,7 @@ def header(entries: Mapping[str, Entry], metadata: Mapping[str, str] | None) -> 
     for name, entry in entries.items():
         start, end = end, end + entry.nbytes
         found[name] = {"dtype": entry.code, "shape": entry.shape, "data_offsets": [start, end]}
-    text = json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(found, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data are aligned
     return len(text).to_bytes(8, "little") + text
 

@@ -1,6 +1,6 @@
 """The command line: `jax-hadacore` checks this installation, `jax-hadacore FILE` rotates the tensors of a file.
 
-`jax-hadacore bench` is a command line of its own.
+`jax-hadacore bench` and `jax-hadacore rotate` are command lines of their own.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import __version__, _selfcheck, _survey, bench
 from ._tensors import UnreadableError
+from .rotations import _command
 
 _DESCRIPTION = """\
 Without FILE: checks the Hadamard transform on this machine. Says which implementation serves,
@@ -19,8 +20,9 @@ compares it with the definition, times it, and shows what it does to outliers.
 With FILE: rotates each floating-point tensor of the file along each axis of a supported length
 and shows its peaks and its int4 rounding error before and after. The file is not changed.
 
-With bench instead of FILE: measures the transform; see jax-hadacore bench --help. A file of that
-name is ./bench.
+With bench instead of FILE: measures the transform; see jax-hadacore bench --help. With rotate:
+rotates the weights of a language model; see jax-hadacore rotate --help. Files of these names are
+./bench and ./rotate.
 """
 
 _EPILOG = """\
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["bench"]:
         return bench.main(argv[1:])
+    if argv[:1] == ["rotate"]:
+        return _command.main(argv[1:])
     arguments = _parser().parse_args(argv)
     with warnings.catch_warnings():
         # The check reports which implementation serves, and why, in its own words.

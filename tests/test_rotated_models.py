@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from decoder import Config, parameters
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
+from jax_hadacore import _cli
 from jax_hadacore.rotations import Plan, Rotation, check_invariance, plans, rotate
 
 if importlib.util.find_spec("tunix") is None:
@@ -276,18 +278,46 @@ def test_checkpoints_by_the_names_of_hugging_face(name, tmp_path):
     params = {path: 0.5 * x if "norm" not in path else x for path, x in parameters(c).items()}
     plan = plan_of(name, naming="hf", head_dim=16)
     rotated = rotate(params, plan, plan.init(jax.random.key(0), params))
-    before = loaded(name, params, tmp_path / "original")
-    after = loaded(untied(name), rotated, tmp_path / "rotated")
+    before = loaded(name, stored(params, tmp_path / "original"))
+    after = loaded(untied(name), stored(rotated, tmp_path / "rotated"))
     same(before, after)
     assert not np.allclose(
         params["model.layers.1.self_attn.v_proj.weight"], rotated["model.layers.1.self_attn.v_proj.weight"]
     )
 
 
-def loaded(name, params, folder):
-    """The logits of the model that google-tunix makes of a checkpoint."""
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoints_that_the_command_rotates(name, tmp_path):
+    """What google-tunix loads is unchanged; it reads every .safetensors file of the folder."""
+    c = dataclasses.replace(CHECKPOINTS[name], vocab=96, hidden=48, inner=80, head_dim=16)
+    params = {path: 0.5 * x if "norm" not in path else x for path, x in parameters(c).items()}
+    original = stored(params, tmp_path / "original", shards=3)
+    model = name.split(",")[0].replace("llama3", "llama")
+    described = {
+        "model_type": f"{model}_moe" if "moe" in name else model,
+        "head_dim": 16,
+        "tie_word_embeddings": c.tied,
+    }
+    (original / "config.json").write_text(json.dumps(described))
+    assert _cli.main(["rotate", str(original), str(tmp_path / "rotated"), "--model", model]) == 0
+    same(loaded(name, original), loaded(untied(name), tmp_path / "rotated"))
+
+
+def stored(params, folder, shards=1):
+    """Writes a checkpoint; returns its folder."""
     folder.mkdir()
-    save_file({path: np.asarray(x) for path, x in params.items()}, folder / "model.safetensors")
+    places = {
+        path: f"model-{i % shards}.safetensors" if shards > 1 else "model.safetensors" for i, path in enumerate(params)
+    }
+    for shard in set(places.values()):
+        save_file({path: np.asarray(params[path]) for path in params if places[path] == shard}, folder / shard)
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+def loaded(name, folder):
+    """The logits of the model that google-tunix makes of a checkpoint."""
     kind, _, config = MODELS[name]
     loader = importlib.import_module(f"tunix.models.{kind}.{'params_safetensors' if kind == 'gemma3' else 'params'}")
     module = importlib.import_module(f"tunix.models.{kind}.model")

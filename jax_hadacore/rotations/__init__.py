@@ -9,6 +9,7 @@ from ._plan import Axes as Axes
 from ._plan import Fuse as Fuse
 from ._plan import Plan as Plan
 from ._plan import Untie as Untie
+from ._record import load_rotations as load_rotations
 from ._rotate import check_invariance as check_invariance
 from ._rotate import fuse_norms as fuse_norms
 from ._rotate import rotate as rotate

@@ -98,7 +98,8 @@ def quantize(x, negative, given, key, request: Request) -> QuantizedArray:
     codes, *per_group = _quantize_last(y, given, key, task=task, options=request.options, quantizer=quantizer)
     if split:
         codes = jax.sharding.reshard(codes, split)
-    codes, *per_group = (jnp.moveaxis(result, -1, task.axis) for result in (codes, *per_group))
+    codes = _codes_moved(codes, task.axis, quantizer.format.bits)
+    per_group = [jnp.moveaxis(values, -1, task.axis) for values in per_group]
     one = [] if given is None else [given.reshape((1,) * x.ndim)]
     scales, *zero_points = one if quantizer.given else per_group
     return QuantizedArray(
@@ -110,6 +111,18 @@ def quantize(x, negative, given, key, request: Request) -> QuantizedArray:
         block=None if quantizer.group == y.shape[-1] else quantizer.group,
         tensor_scale=one[0] if one and not quantizer.given else None,
     )
+
+
+def _codes_moved(codes: jax.Array, axis: int, bits: int) -> jax.Array:
+    """Codes with their last axis elsewhere.
+
+    jaxlib 0.8 writes beyond the memory of a 4-bit result that it transposes on the CPU, so bytes are transposed.
+    """
+    if axis == codes.ndim - 1 or bits == 8:
+        return jnp.moveaxis(codes, -1, axis)
+    nibbles = jax.lax.bitcast_convert_type(codes, jnp.uint4)
+    moved = jax.lax.optimization_barrier(jnp.moveaxis(nibbles.astype(jnp.uint8), -1, axis))
+    return jax.lax.bitcast_convert_type(moved.astype(jnp.uint4), codes.dtype)
 
 
 @quantize.defjvp

@@ -49,7 +49,7 @@ def file_name(environment: dict, name: str) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG file whose bytes depend on the chart alone."""
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 def roof(environment: dict, dtype: str, rows: Sequence[dict], *, inplace: bool = False) -> Figure:
@@ -139,8 +139,12 @@ def _against_n(panels: Mapping[str, _Lines], legend: str, ylabel: str) -> Figure
     for panel, (title, lines) in zip(axes, panels.items(), strict=True):
         _lines_panel(panel, lines)
         panel.set_title(title, size=10)
-        panel.legend(title=legend, loc="lower left", fontsize=9)
     axes[0].set_ylabel(ylabel)
+    if len(panels) > 1 and len({tuple(lines) for lines in panels.values()}) == 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), title=legend, loc="outside right center", fontsize=9)
+    else:
+        for panel in axes:
+            panel.legend(title=legend, loc="lower left", fontsize=9)
     return figure
 
 

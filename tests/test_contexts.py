@@ -284,7 +284,8 @@ class TestExport:
         assert exported.mlir_module().count("@jax_hadacore_hadamard_v1(") == 1
 
     def test_the_checks_are_those_of_the_targets(self):
-        assert [check.is_custom_call() for check in EXPORT_SAFETY_CHECKS] == ["jax_hadacore_hadamard_v1"]
+        targets = [check.is_custom_call() for check in EXPORT_SAFETY_CHECKS]
+        assert targets == ["jax_hadacore_hadamard_v1", "jax_hadacore_quantize_v1"]
 
 
 class TestThreads:

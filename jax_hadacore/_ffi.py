@@ -62,8 +62,8 @@ def _version_problem(built: tuple[int, int]) -> str:
 
 def _register(name: str, platform: str) -> NativeModule:
     native = _load(name)
-    for target, handler in _HANDLERS.items():
-        if hasattr(native.module, handler):
+    if native.module is not None:
+        for target, handler in _HANDLERS.items():
             jax.ffi.register_ffi_target(target, getattr(native.module, handler)(), platform=platform)
     return native
 
@@ -93,12 +93,6 @@ def problem(platform: str) -> str:
     if CUDA.module is None:
         return CUDA.problem
     return CUDA.module.driver_problem() or CUDA.module.device_problem()
-
-
-def offers(platform: str, target: str) -> bool:
-    """Whether the module of 'cpu' or 'cuda', if it is here, has a handler for a target."""
-    module = (CPU if platform == "cpu" else CUDA).module
-    return module is None or hasattr(module, _HANDLERS[target])
 
 
 def serves(platform: str, *, exporting: bool) -> bool:

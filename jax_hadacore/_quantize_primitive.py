@@ -141,7 +141,6 @@ def _lower(ctx, x, *operands, platform, **params):
         # The partitioner would cut signs into pieces.
         (words and not local)
         or not fuses(platform, aval, *words, **params)
-        or not _ffi.offers(platform, _ffi.QUANTIZE_TARGET)
         or not _ffi.serves(platform, exporting=exporting)
     ):
         return _lower_two_steps(ctx, x, *operands, **params)

@@ -38,19 +38,33 @@ def product(x: jax.Array, factor: jax.Array) -> jax.Array:
 def divide(a: Float32, b: Float32) -> jax.Array:
     """The quotient of a, b >= 0, rounded once where it is a normal number.
 
-    XLA's own is not: it multiplies by the reciprocal of a constant, and on NVIDIA GPUs it is up to two units off. The
-    remainder of a quotient that is nearly right corrects it: products of halves of the bits are exact.
+    XLA's own is not: it multiplies by the reciprocal of a constant, and on NVIDIA GPUs it is up to two units off. What
+    remains corrects it, to a neighbour of the quotient at worst, and then tells on which side of a tie it is.
     """
     m, n = _mantissa(a), _mantissa(b)
-    quotient = m / n
-    n_high, quotient_high = _upper_half(n), _upper_half(quotient)
-    n_low, quotient_low = n - n_high, quotient - quotient_high
-    remainder = m - n_high * quotient_high - n_high * quotient_low - n_low * quotient_high - n_low * quotient_low
-    quotient = quotient + remainder / n
+    quotient = _separate(m / n)
+    quotient = _separate(quotient + _remainder(m, n, quotient) / n)
+    remainder = _remainder(m, n, quotient)
+    above = jnp.where(quotient < 1, np.float32(2**-24), np.float32(2**-23))
+    below = jnp.where(quotient <= 1, np.float32(2**-24), np.float32(2**-23))
+    quotient = jnp.where(remainder > n * (above / 2), quotient + above, quotient)
+    quotient = jnp.where(-remainder > n * (below / 2), quotient - below, quotient)
     # The quotient is from 1/2 to 2: halved, it needs no power of two beyond float32.
     power = power_of_two(jnp.clip(exponent(a) - exponent(b) + 1, -126, 127))
     ordinary = (jnp.minimum(exponent(a), exponent(b)) > -127) & (jnp.maximum(exponent(a), exponent(b)) < 128)
     return jnp.where(ordinary, quotient * np.float32(0.5) * power, a / b)
+
+
+def _separate(quotient: jax.Array) -> jax.Array:
+    """The same, which is 1/4 or more; but no product within it becomes part of a fused multiply-add, unrounded."""
+    return jnp.maximum(quotient, np.float32(0.25))
+
+
+def _remainder(m: jax.Array, n: jax.Array, quotient: jax.Array) -> jax.Array:
+    """What the division leaves, exactly, if the quotient is nearly right: products of halves of the bits are exact."""
+    n_high, quotient_high = _upper_half(n), _upper_half(quotient)
+    n_low, quotient_low = n - n_high, quotient - quotient_high
+    return m - n_high * quotient_high - n_high * quotient_low - n_low * quotient_high - n_low * quotient_low
 
 
 def _mantissa(x: Float32) -> jax.Array:

@@ -422,4 +422,4 @@ def test_merged_heads_of_scanned_layers():
         rotate(params, plan, {"R2": Rotation(8, signs(8, 2))})
     for i in range(3):
         expected = params["v"][:, i] @ params["o"][:, i]
-        np.testing.assert_allclose(np.asarray(rotated["v"][:, i]) @ rotated["o"][:, i], expected, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(rotated["v"][:, i]) @ np.asarray(rotated["o"][:, i]), expected, atol=1e-5)

@@ -128,12 +128,12 @@ def _contracted_last(operand, contracted, batch) -> Operand:
 def _rotated(lhs: Operand, rhs: Operand, negative, request: _quantize.Request, product: _Product) -> jax.Array:
     left, right = (_quantized(operand, negative, request) for operand in (lhs, rhs))
     if request.format.bits == 8 and left.block is None and right.block is None:
-        codes, exact = (left.values, right.values), jnp.float32
+        codes, others, exact = left.values, right.values, jnp.float32
         if request.format.is_integer:
             # XLA tries kernels on random numbers, which are all 0 to a product that includes the conversion to int8: it
             # would not see the wrong results of some (Triton's with 16 contracted elements at a time are doubled).
-            codes, exact = jax.lax.optimization_barrier(codes), jnp.int32
-        sums = product(*codes, exact).astype(jnp.float32)
+            (codes, others), exact = jax.lax.optimization_barrier((codes, others)), jnp.int32
+        sums = product(codes, others, exact).astype(jnp.float32)
         free = left.ndim - product.batch - 1, right.ndim - product.batch - 1
         scales = _expanded(left.float_scales(), -1, free[1]) * _expanded(right.float_scales(), product.batch, free[0])
         return (sums * scales).astype(product.dtype)

@@ -1,11 +1,9 @@
 """The command line of `jax-hadacore rotate`: its arguments, what it plans for a checkpoint, and its report."""
 
 import argparse
-import contextlib
-import importlib.util
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from .._table import plural, table
 from . import plans
 from ._checkpoint import Checkpoint, Task, open_checkpoint
 from ._plan import Plan
+from ._progress import progress
 from ._record import KEY, record
 from ._rotation import Rotation
 from ._safetensors import CheckpointError
@@ -81,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_folders(source, out)
     checkpoint = open_checkpoint(source)
     task = _task(checkpoint, arguments.model, seed=arguments.seed, r4=arguments.r4)
-    with _progress(task.size) as wrote:
+    with progress(task.size, in_bytes=True) as wrote:
         kept = task.run(out, wrote=wrote)
     _report(task, out, kept)
     return 0
@@ -167,42 +166,6 @@ def _head_dim(checkpoint: Checkpoint) -> int:
             f"{config.get('head_dim')!r}, {hidden!r} and {heads!r}"
         )
     return found
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
-    """Shows how many bytes of which shard are done, on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda shard, size: None
-    elif importlib.util.find_spec("rich"):
-        from rich import console, progress  # noqa: PLC0415 - optional
-
-        columns = (
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda shard, size: bar.update(task, description=shard, advance=size)
-    else:
-        yield _Lines(total)
-
-
-class _Lines:
-    """Prints a line for each shard."""
-
-    def __init__(self, total: int):
-        self.total = total
-        self.done = 0
-        self.shard = ""
-
-    def __call__(self, shard: str, size: int) -> None:
-        if shard != self.shard:
-            print(f"{self.done / self.total:4.0%} {shard}", file=sys.stderr)
-        self.shard = shard
-        self.done += size
 
 
 def _report(task: Task, out: Path, kept: int) -> None:

@@ -60,7 +60,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
         v: like k.
         mask: (batch, 1, queries, keys), True where a key is seen.
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    return jax.nn.dot_product_attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Numerics:
         weight: of a linear layer, with the axes that are contracted: what share a scale.
         activation: what a linear layer reads, along its last axis: the stream behind its norms, the result of each
             head, what down_proj reads.
-        cached: keys, after their position embedding, and values, along the last axis.
+        cached: keys, after their position embedding, and values, along the last axis. Caches keep and attention reads
+            whatever it returns, a QuantizedArray too.
         rotate_heads: R3, of queries and keys.
         rotate_hidden: R4, of what down_proj reads. Its kernel must be rotated.
         attention: of queries, keys, values and a mask.
@@ -81,14 +82,14 @@ class Numerics:
 
     weight: Callable[[jax.Array, tuple[int, ...]], jax.Array] = unchanged_weight
     activation: Callable[[jax.Array], jax.Array] = unchanged
-    cached: Callable[[jax.Array], jax.Array] = unchanged
+    cached: Callable[[jax.Array], Any] = unchanged
     rotate_heads: Callable[[jax.Array], jax.Array] = unchanged
     rotate_hidden: Callable[[jax.Array], jax.Array] = unchanged
-    attention: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array] = attention
-    fused_keys: Callable[[jax.Array], jax.Array] | None = None
+    attention: Callable[[jax.Array, Any, Any, jax.Array], jax.Array] = attention
+    fused_keys: Callable[[jax.Array], Any] | None = None
     fused_hidden: Callable[[jax.Array], jax.Array] | None = None
 
-    def keys(self, k: jax.Array) -> jax.Array:
+    def keys(self, k: jax.Array) -> Any:
         """What the cache keeps of keys."""
         return self.cached(self.rotate_heads(k)) if self.fused_keys is None else self.fused_keys(k)
 
@@ -103,8 +104,8 @@ EXACT = Numerics()
 class Cache(Protocol):
     """The keys and values of one layer so far."""
 
-    def extended(self, k: jax.Array, v: jax.Array) -> "tuple[Cache, jax.Array, jax.Array]":
-        """The cache with more keys and values, and all of them: at index p those of position p."""
+    def extended(self, k: Any, v: Any) -> "tuple[Cache, Any, Any]":
+        """The cache with more keys and values, and all of them: at index p of axis 1 those of position p."""
         ...
 
 
@@ -148,7 +149,7 @@ class Attention(nnx.Module):
         if cache is not None:
             cache, k, v = cache.extended(k, v)
         mask = positions[:, None, :, None] >= jnp.arange(k.shape[1])
-        mixed = numerics.activation(numerics.attention(q, k.astype(q.dtype), v.astype(q.dtype), mask))
+        mixed = numerics.activation(numerics.attention(q, k, v, mask))
         return _product("btnh,nhd->btd", mixed, self.o_proj.w, (0, 1), numerics), cache
 
 
@@ -202,6 +203,7 @@ class Llama(nnx.Module):
         *,
         start: jax.Array | int = 0,
         caches: list[Cache] | None = None,
+        last: bool = False,
     ):
         """The logits of a batch of tokens.
 
@@ -210,14 +212,15 @@ class Llama(nnx.Module):
             numerics: what is rotated and quantised.
             start: the position of the first token.
             caches: one a layer. With them, tokens also see what came before.
+            last: only the logits of the last position.
 
         Returns:
-            float32 logits (batch, length, vocab); with caches, a pair of them and the extended caches.
+            float32 logits (batch, length or 1, vocab); with caches, a pair of them and the extended caches.
         """
         positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embedder.input_embedding[...][tokens].astype(self.config.dtype)
         x, extended = self._run_layers(x, positions, numerics, caches)
-        x = rms_norm(x, self.final_norm.w, self.config.norm_eps)
+        x = rms_norm(x[:, -1:] if last else x, self.final_norm.w, self.config.norm_eps)
         head = self.embedder.input_embedding[...].T if self.config.tied else self.lm_head.w[...]
         logits = jnp.einsum("btd,dv->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits if caches is None else (logits, extended)

@@ -174,8 +174,8 @@ def test_the_example(serve, setting, tmp_path, capsys, monkeypatch):
     }
     for row in rows.values():
         assert row["bytes"] == 4 * 80 * row["bytes_per_token"]
-        assert row["tokens_per_second"] == pytest.approx(4e3 / row["step_ms"])
-        assert 0 < row["step_ms_range"][0] <= row["step_ms"] <= row["step_ms_range"][1]
+        assert len(row["step_ms"]) == 3
+        assert row["tokens_per_second"] == pytest.approx(4e3 / sorted(row["step_ms"])[1])
     error = {key: row["logit_error"] for key, row in rows.items()}
     assert error["bfloat16", False] == 0
     assert 0 < error["bfloat16", True] < error["int8", True] < 0.5 * error["int8", False] < 0.1

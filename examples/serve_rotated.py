@@ -339,9 +339,9 @@ def conclusion(results: dict) -> Iterator[str]:
         # Calls of one turn, as what else the machine does delays them alike.
         faster = [before / after for before, after in zip(base["step_ms"], rotated["step_ms"], strict=True)]
         yield (
-            f"{codes} with R3 takes {rotated['bytes'] / base['bytes']:.2f} of the bytes of bfloat16 without, and decodes "
-            f"{statistics.median(faster):.2f} times as fast ({min(faster):.2f} to {max(faster):.2f}, turn by turn). R3 "
-            f"multiplies the error of its logits by {rotated['logit_error'] / plain['logit_error']:.2f}."
+            f"{codes} with R3 takes {rotated['bytes'] / base['bytes']:.2f} of the bytes of bfloat16 without, and "
+            f"decodes {statistics.median(faster):.2f} times as fast ({min(faster):.2f} to {max(faster):.2f}, turn by "
+            f"turn). R3 multiplies the error of its logits by {rotated['logit_error'] / plain['logit_error']:.2f}."
         )
 
 

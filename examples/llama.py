@@ -188,6 +188,7 @@ class Llama(nnx.Module):
         *,
         start: jax.Array | int = 0,
         caches: list[Cache] | None = None,
+        at: jax.Array | None = None,
     ):
         """The logits of a batch of tokens.
 
@@ -196,9 +197,11 @@ class Llama(nnx.Module):
             numerics: what is rotated and quantised.
             start: the position of the first token.
             caches: one a layer. With them, tokens also see what came before.
+            at: (batch,), the only token of each sequence whose logits are wanted.
 
         Returns:
-            float32 logits (batch, length, vocab); with caches, a pair of them and the extended caches.
+            float32 logits (batch, length, vocab), or (batch, 1, vocab) with `at`; with caches, a pair of them and the
+            extended caches.
         """
         positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embedder.input_embedding[...][tokens].astype(self.config.dtype)
@@ -207,6 +210,8 @@ class Llama(nnx.Module):
         for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
             x, longer = run(layer, x, positions, numerics, cache)
             extended.append(longer)
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         x = rms_norm(x, self.final_norm.w, self.config.norm_eps)
         head = self.embedder.input_embedding[...].T if self.config.tied else self.lm_head.w[...]
         logits = jnp.einsum("btd,dv->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)

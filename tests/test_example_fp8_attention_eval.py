@@ -67,7 +67,13 @@ def write_questions(folder):
 def source(tmp_path_factory, tokenizer):
     """A folder with a checkpoint, its tokenizer and questions."""
     folder = tmp_path_factory.mktemp("source")
-    checkpoints.save_llama(folder / "model", SIZES)
+    params = decoder.parameters(SIZES, seed=2)
+    # The last token of every prompt says little, and attends to few others, so that answers differ.
+    params["model.embed_tokens.weight"][tokenizer.token_to_id(":")] *= 0.01
+    for name in params:
+        if "q_proj" in name:
+            params[name] *= 4
+    checkpoints.save_llama(folder / "model", SIZES, {name: x.astype(jnp.bfloat16) for name, x in params.items()})
     tokenizer.save(str(folder / "model" / "tokenizer.json"))
     write_questions(folder / "questions")
     return folder
@@ -115,23 +121,28 @@ class TestAnswers:
             r'The "\d+":\nwhich\?\nA\. \d+, or so\nB\. \d+, or so\nC\. \d+, or so\nD\. \d+, or so\nAnswer:',
             prompt,
         )
-        assert algebra.prompt(algebra.questions[0]).count("Answer:") == 6
+        with (source / "questions" / "dev" / "abstract_algebra_dev.csv").open(newline="") as file:
+            numbers = [re.findall(r"\d+", row[0])[0] for row in csv.reader(file)]
+        question = re.findall(r"\d+", algebra.questions[0].text)
+        assert re.findall(r'"(\d+)"', algebra.prompt(algebra.questions[0])) == [*numbers, *question]
+        assert re.findall(r'"(\d+)"', prompt) == [*numbers[4:], *question]
 
     def test_they_are_those_of_the_definition(self, source, results, tokenizer):
         params = {name: np.asarray(x, np.float32) for name, x in read(source / "model").items()}
         letters = [tokenizer.token_to_id(f"Ġ{letter}") for letter in "ABCD"]
         found = {row["subject"]: row for row in results["rows"] if row["attention"] == "bfloat16"}
-        clear = 0
+        clear = ""
         for subject in mmlu.read(source / "questions", shots=5):
             for question, answer in zip(subject.questions, found[subject.name]["answers"], strict=True):
                 tokens = tokenizer.encode(subject.prompt(question)).ids
                 assert tokens[0] == tokenizer.token_to_id("<first>")
                 logits = decoder.logits(params, SIZES, tokens)[-1][letters]
                 best = np.argmax(logits)
-                if logits[best] - np.sort(logits)[-2] > 0.1 * np.std(logits):  # more than bfloat16 changes
+                if logits[best] - np.sort(logits)[-2] > 0.3:  # more than bfloat16 changes
                     assert answer == "ABCD"[best]
-                    clear += 1
-        assert clear > 6
+                    clear += answer
+        assert len(clear) > 6
+        assert len(set(clear)) > 2
 
     def test_rows_count_them(self, source, results):
         right = right_letters(source)

@@ -134,9 +134,11 @@ class Model:
         self.scales, self.tokens = options.scales, options.tokens
 
     def rows(self, subject: mmlu.Subject, variants: Sequence[str], answered) -> Iterator[dict]:
-        """The results of a subject; `answered` is called with how many more questions are."""
+        """The results of a subject; `answered` is called with what is done, and how many more questions are."""
         prompts, shortened = mmlu.encoded(self.tokenizer, subject, self.length)
         for variant in variants:
+            label = f"{subject.name}, {variant}"
+            answered(label, 0)
             chosen = [""] * len(prompts)
             for indices, array, lengths in batches(prompts, self.tokens):
                 logits = letter_logits(
@@ -150,7 +152,7 @@ class Model:
                 )
                 for index, best in zip(indices, np.argmax(logits, axis=-1), strict=False):
                     chosen[index] = mmlu.LETTERS[best]
-                answered(f"{subject.name}, {variant}", len(indices))
+                answered(label, len(indices))
             right = [answer == letter for answer, letter in zip(chosen, subject.answers, strict=True)]
             yield {
                 "subject": subject.name,
@@ -205,7 +207,7 @@ def markdown(results: dict) -> str:
     return "\n\n".join(
         [
             f"{count:,} questions, {results['arguments']['shots']}-shot, scales {results['arguments']['scales']}; ± is "
-            "the standard error of the questions' choice. MMLU's own script reports the share of all questions; the "
+            "the standard error of a share of so many. MMLU's own script reports the share of all questions; the "
             f"model cards of Llama 3.1, the mean over subjects. Prompts that lost examples to fit: {shortened:,}.",
             _table(lines),
             _table(subjects),
@@ -287,12 +289,20 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="a Llama of Hugging Face")
     found.add_argument("questions", type=Path, metavar="QUESTIONS_DIR", help="dev and test, MMLU's CSV files")
     found.add_argument("--json", type=Path, metavar="FILE", help="store the results; a run that was stopped continues")
-    found.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each subject")
-    found.add_argument("--shots", type=int, default=5, metavar="N", help="examples in a prompt; default: 5")
+    found.add_argument("--limit", type=whole_number, metavar="N", help="only the first N questions of each subject")
+    found.add_argument("--shots", type=whole_number, default=5, metavar="N", help="examples in a prompt; default: 5")
     found.add_argument("--scales", choices=fp8_attention.SCALES, default=fp8_attention.SCALES[0], help="of FP8")
-    found.add_argument("--length", type=int, default=4096, metavar="N", help="most tokens of a prompt; default: 4096")
-    found.add_argument("--tokens", type=int, default=16384, metavar="N", help="of a batch; default: 16384")
+    found.add_argument(
+        "--length", type=whole_number, default=4096, metavar="N", help="most tokens of a prompt; default: 4096"
+    )
+    found.add_argument("--tokens", type=whole_number, default=16384, metavar="N", help="of a batch; default: 16384")
     return found
+
+
+def whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected a whole number that is not negative, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -381,6 +381,11 @@ class TestRefused:
         assert run(copy) == 2
         assert re.search(message, capsys.readouterr().err)
 
+    def test_a_negative_number(self, source, capsys):
+        with pytest.raises(SystemExit):
+            run(source, "--shots", "-1")
+        assert "expected a whole number that is not negative, got '-1'" in capsys.readouterr().err
+
     def test_a_folder_without_questions(self, source, tmp_path, capsys):
         assert example.main([str(source / "model"), str(tmp_path)]) == 2
         assert (

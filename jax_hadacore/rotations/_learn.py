@@ -133,18 +133,23 @@ def learn_rotations(
         )
     optimizer = _spinquant(steps) if optimizer is None else optimizer
     now = state or LearningState(
-        dict(rotations), optimizer.init(_learned(rotations)), jnp.zeros((), jnp.int32), jnp.full((), jnp.nan)
+        dict(rotations),
+        optimizer.init(_learned(rotations)),
+        jnp.zeros((), jnp.int32),
+        jnp.full((), jnp.nan, jnp.float32),
     )
     if mesh is not None:
         now, params = jax.tree.map(functools.partial(_on, mesh), (now, params))
     task = _Task(apply, teacher, plan, optimizer)
     first = int(now.step)
-    with progress_bar(steps) if progress else contextlib.nullcontext(_silent) as made:
-        made("", first)
+    with progress_bar(steps) if progress else contextlib.nullcontext() as made:
+        if made:
+            made("", first)
         for i in range(first, steps):
             minibatches = [_tokens(batches(i * accumulate + j), mesh) for j in range(accumulate)]
             now = _step(task, now, params, minibatches)
-            made(f"loss {now.loss:.4f}, distance {now.distance:.2g}", 1)
+            if made:  # waits for the step
+                made(f"loss {now.loss:.4f}, distance {now.distance:.2g}", 1)
             if on_step is not None:
                 on_step(now)
     return now
@@ -229,7 +234,3 @@ def _on(mesh: Mesh, array: jax.Array) -> jax.Array:
 @functools.cache
 def _spinquant(steps: int) -> optax.GradientTransformation:
     return cayley_sgd(optax.cosine_decay_schedule(1.5, steps), clip=1.0)
-
-
-def _silent(what: str, done: int) -> None:
-    pass

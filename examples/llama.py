@@ -21,6 +21,7 @@ class Config:
         rope_scaling: Llama 3's of its position embedding, as in config.json, as sorted items; () for none.
         dtype: of the activations; norms, scores and logits are computed in float32.
         remat: compute a layer's activations again in the backward pass instead of keeping them.
+        scan: run the layers as one loop, whose body is compiled once, where there is no cache.
     """
 
     vocab: int
@@ -36,6 +37,7 @@ class Config:
     tied: bool = False
     dtype: str = "float32"
     remat: bool = False
+    scan: bool = False
 
 
 def unchanged(x: jax.Array) -> jax.Array:
@@ -73,6 +75,8 @@ class Numerics:
         rotate_heads: R3, of queries and keys.
         rotate_hidden: R4, of what down_proj reads. Its kernel must be rotated.
         attention: of queries, keys, values and a mask.
+        fused_keys: rotate_heads and cached of keys in one call, in place of both.
+        fused_hidden: rotate_hidden and activation in one call, in place of both.
     """
 
     weight: Callable[[jax.Array, tuple[int, ...]], jax.Array] = unchanged_weight
@@ -81,6 +85,16 @@ class Numerics:
     rotate_heads: Callable[[jax.Array], jax.Array] = unchanged
     rotate_hidden: Callable[[jax.Array], jax.Array] = unchanged
     attention: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array] = attention
+    fused_keys: Callable[[jax.Array], jax.Array] | None = None
+    fused_hidden: Callable[[jax.Array], jax.Array] | None = None
+
+    def keys(self, k: jax.Array) -> jax.Array:
+        """What the cache keeps of keys."""
+        return self.cached(self.rotate_heads(k)) if self.fused_keys is None else self.fused_keys(k)
+
+    def hidden(self, h: jax.Array) -> jax.Array:
+        """What down_proj reads."""
+        return self.activation(self.rotate_hidden(h)) if self.fused_hidden is None else self.fused_hidden(h)
 
 
 EXACT = Numerics()
@@ -129,8 +143,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, positions: jax.Array, numerics: Numerics, cache: Cache | None):
         q, k, v = (_product("btd,dnh->btnh", x, p.w, (0,), numerics) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = (numerics.rotate_heads(rope(array, positions, self.config)) for array in (q, k))
-        k, v = numerics.cached(k), numerics.cached(v)
+        q, k = (rope(array, positions, self.config) for array in (q, k))
+        q, k, v = numerics.rotate_heads(q), numerics.keys(k), numerics.cached(v)
         if cache is not None:
             cache, k, v = cache.extended(k, v)
         mask = positions[:, None, :, None] >= jnp.arange(k.shape[1])
@@ -148,7 +162,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, numerics: Numerics) -> jax.Array:
         gate, up = (_product("btd,df->btf", x, p.kernel, (0,), numerics) for p in (self.gate_proj, self.up_proj))
-        hidden = numerics.activation(numerics.rotate_hidden(jax.nn.silu(gate) * up))
+        hidden = numerics.hidden(jax.nn.silu(gate) * up)
         return _product("btf,fd->btd", hidden, self.down_proj.kernel, (0,), numerics)
 
 
@@ -205,17 +219,26 @@ class Llama(nnx.Module):
         """
         positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embedder.input_embedding[...][tokens].astype(self.config.dtype)
-        run = nnx.remat(Layer.__call__, static_argnums=(3,)) if self.config.remat else Layer.__call__
-        extended = []
-        for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
-            x, longer = run(layer, x, positions, numerics, cache)
-            extended.append(longer)
+        x, extended = self._run_layers(x, positions, numerics, caches)
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         x = rms_norm(x, self.final_norm.w, self.config.norm_eps)
         head = self.embedder.input_embedding[...].T if self.config.tied else self.lm_head.w[...]
         logits = jnp.einsum("btd,dv->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits if caches is None else (logits, extended)
+
+    def _run_layers(self, x: jax.Array, positions: jax.Array, numerics: Numerics, caches: list[Cache] | None):
+        run = nnx.remat(Layer.__call__, static_argnums=(3,)) if self.config.remat else Layer.__call__
+        if self.config.scan and caches is None:
+            graph, *states = nnx.graphdef(self.layers[0]), *map(nnx.state, self.layers)
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            x, _ = jax.lax.scan(lambda x, s: run(nnx.merge(graph, s), x, positions, numerics, None), x, stacked)
+            return x, None
+        extended = []
+        for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
+            x, longer = run(layer, x, positions, numerics, cache)
+            extended.append(longer)
+        return x, extended
 
 
 def rms_norm(x: jax.Array, weight: nnx.Param, eps: float) -> jax.Array:

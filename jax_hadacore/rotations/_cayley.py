@@ -113,7 +113,7 @@ def _largest_column_sum(matrix: jax.Array) -> jax.Array:
 
 def _turned(matrix: jax.Array, direction: jax.Array) -> jax.Array:
     """Cayley's map: R (I + M / 2)^-1 (I - M / 2)."""
-    one = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    one = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
     turned = _matmul(matrix, jnp.linalg.solve(one + direction / 2, one - direction / 2))
     # Newton's step to the nearest orthogonal matrix, R (3 - R^T R) / 2.
     excess = one - _matmul(_transposed(turned), turned)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ._cayley import cayley_sgd
@@ -21,7 +20,6 @@ from ._rotation import Rotation
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 Objective = Literal["cross_entropy", "kl"]
-_ROTATED = "jax_hadacore_rotated"
 
 
 @functools.partial(
@@ -66,7 +64,6 @@ def learn_rotations(
     teacher: Apply | None = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
-    remat: bool = False,
     state: LearningState | None = None,
     on_step: Callable[[LearningState], None] | None = None,
     progress: bool = True,
@@ -83,7 +80,8 @@ def learn_rotations(
 
     Args:
         apply: the quantised model, apply(params, tokens) -> logits (batch, length, vocab), differentiable, with
-            `fake_quant` or `hadamard_fake_quantize` where it rounds.
+            `fake_quant` or `hadamard_fake_quantize` where it rounds. A deep one should use `jax.checkpoint` on each
+            layer; what the rotation of the weights is made of is computed again in the backward pass in any case.
         params: of the unrotated model, as for `rotate`.
         plan: which axes the rotations turn.
         rotations: the start: `plan.init(..., learn=[...])` gives the named rotations a q = I.
@@ -95,8 +93,6 @@ def learn_rotations(
         teacher: the unquantised model, for "kl"; called with `params`.
         accumulate: minibatches whose gradients make one step. SpinQuant's steps see 16 thousand tokens.
         mesh: devices to divide each minibatch over, the parameters being copied to each unless they are on them.
-        remat: compute rotated weights again in the backward pass instead of keeping them and what they are made of. For
-            activations, apply may use `jax.checkpoint` on each layer.
         state: where an earlier call was.
         on_step: called with the state after each step, to save it or to look at it.
         progress: show a bar with the loss and the distance, if on a terminal.
@@ -137,18 +133,23 @@ def learn_rotations(
         )
     optimizer = _spinquant(steps) if optimizer is None else optimizer
     now = state or LearningState(
-        dict(rotations), optimizer.init(_learned(rotations)), jnp.zeros((), jnp.int32), jnp.full((), jnp.nan)
+        dict(rotations),
+        optimizer.init(_learned(rotations)),
+        jnp.zeros((), jnp.int32),
+        jnp.full((), jnp.nan, jnp.float32),
     )
     if mesh is not None:
         now, params = jax.tree.map(functools.partial(_on, mesh), (now, params))
-    task = _Task(apply, teacher, plan, optimizer, remat)
+    task = _Task(apply, teacher, plan, optimizer)
     first = int(now.step)
-    with progress_bar(steps) if progress else contextlib.nullcontext(_silent) as made:
-        made("", first)
+    with progress_bar(steps) if progress else contextlib.nullcontext() as made:
+        if made:
+            made("", first)
         for i in range(first, steps):
             minibatches = [_tokens(batches(i * accumulate + j), mesh) for j in range(accumulate)]
             now = _step(task, now, params, minibatches)
-            made(f"loss {now.loss:.4f}, distance {now.distance:.2g}", 1)
+            if made:  # waits for the step
+                made(f"loss {now.loss:.4f}, distance {now.distance:.2g}", 1)
             if on_step is not None:
                 on_step(now)
     return now
@@ -161,7 +162,6 @@ class _Task(NamedTuple):
     teacher: Apply | None
     plan: Plan
     optimizer: optax.GradientTransformation
-    remat: bool
 
     def __hash__(self) -> int:
         return hash(tuple(map(id, self)))
@@ -189,25 +189,13 @@ def _step(task: _Task, state: LearningState, params: Any, minibatches: list[jax.
 
 def _loss(task: _Task, learned: dict[str, jax.Array], rotations: dict[str, Rotation], params, tokens) -> jax.Array:
     """The mean loss of a token of the minibatch."""
-
-    def rotated(learned):
-        return rotate(params, task.plan, _with_learned(rotations, learned))
-
-    def loss(learned):
-        weights = rotated(learned)
-        if task.remat:
-            weights = jax.tree.map(lambda w: checkpoint_name(w, _ROTATED), weights)
-        logits = jax.nn.log_softmax(task.apply(weights, tokens).astype(jnp.float32))
-        if task.teacher is None:
-            return -jnp.mean(jnp.take_along_axis(logits[:, :-1], tokens[:, 1:, None], axis=-1))
-        known = jax.nn.log_softmax(jax.lax.stop_gradient(task.teacher(params, tokens)).astype(jnp.float32))
-        return jnp.mean(jnp.sum(jnp.exp(known) * (known - logits), axis=-1))
-
-    if not task.remat:
-        return loss(learned)
-    rotated = jax.checkpoint(rotated)
-    policy = jax.checkpoint_policies.save_anything_except_these_names(_ROTATED)
-    return jax.checkpoint(loss, policy=policy)(learned)
+    # Of the rotation only the result is kept: a transform more costs less than its float32 intermediates.
+    rotated = jax.checkpoint(lambda learned: rotate(params, task.plan, _with_learned(rotations, learned)))
+    logits = jax.nn.log_softmax(task.apply(rotated(learned), tokens).astype(jnp.float32))
+    if task.teacher is None:
+        return -jnp.mean(jnp.take_along_axis(logits[:, :-1], tokens[:, 1:, None], axis=-1))
+    known = jax.nn.log_softmax(jax.lax.stop_gradient(task.teacher(params, tokens)).astype(jnp.float32))
+    return jnp.mean(jnp.sum(jnp.exp(known) * (known - logits), axis=-1))
 
 
 def _learned(rotations: Mapping[str, Rotation]) -> dict[str, jax.Array]:
@@ -246,7 +234,3 @@ def _on(mesh: Mesh, array: jax.Array) -> jax.Array:
 @functools.cache
 def _spinquant(steps: int) -> optax.GradientTransformation:
     return cayley_sgd(optax.cosine_decay_schedule(1.5, steps), clip=1.0)
-
-
-def _silent(what: str, done: int) -> None:
-    pass

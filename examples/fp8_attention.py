@@ -82,12 +82,17 @@ def operands(q: jax.Array, k: jax.Array, v: jax.Array, *, scales: str, rotate: b
 
 
 @jax.jit
-def fp8_attention(q: Operand, k: Operand, v: Operand) -> jax.Array:
-    """Attention whose products multiply float8 codes, and sum them in float32."""
+def fp8_attention(q: Operand, k: Operand, v: Operand, mask: jax.Array | None = None) -> jax.Array:
+    """Attention whose products multiply float8 codes, and sum them in float32.
+
+    A mask (rows, keys) is True where a key is seen.
+    """
     (q, q_scale), (k, k_scale), (v, v_scale) = q, k, v
     heads, keys, d = v.shape
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = product("hrd,hkd->hrk", q, k) * q_scale * k_scale.swapaxes(1, 2) / math.sqrt(d)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     codes = (WEIGHT_ONE * weights).astype(E4M3).reshape(heads, -1, keys // BLOCK, BLOCK)
     # A scale for each block of keys is applied to the block's sum, as a kernel would to what it accumulates.

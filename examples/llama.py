@@ -203,7 +203,7 @@ class Llama(nnx.Module):
         *,
         start: jax.Array | int = 0,
         caches: list[Cache] | None = None,
-        last: bool = False,
+        at: jax.Array | None = None,
     ):
         """The logits of a batch of tokens.
 
@@ -212,15 +212,18 @@ class Llama(nnx.Module):
             numerics: what is rotated and quantised.
             start: the position of the first token.
             caches: one a layer. With them, tokens also see what came before.
-            last: only the logits of the last position.
+            at: (batch,), the only token of each sequence whose logits are wanted.
 
         Returns:
-            float32 logits (batch, length or 1, vocab); with caches, a pair of them and the extended caches.
+            float32 logits (batch, length, vocab), or (batch, 1, vocab) with `at`; with caches, a pair of them and the
+            extended caches.
         """
         positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         x = self.embedder.input_embedding[...][tokens].astype(self.config.dtype)
         x, extended = self._run_layers(x, positions, numerics, caches)
-        x = rms_norm(x[:, -1:] if last else x, self.final_norm.w, self.config.norm_eps)
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, None, None], axis=1)
+        x = rms_norm(x, self.final_norm.w, self.config.norm_eps)
         head = self.embedder.input_embedding[...].T if self.config.tied else self.lm_head.w[...]
         logits = jnp.einsum("btd,dv->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits if caches is None else (logits, extended)

@@ -185,7 +185,8 @@ class Program:
     def __call__(self, params: nnx.State, caches: list[Cache], tokens: jax.Array) -> tuple[list[Cache], jax.Array]:
         """The caches with more tokens (batch, length), and the logits of the next one, (batch, vocab)."""
         model, start = nnx.merge(self.graph, params), caches[0].length
-        logits, caches = model(tokens, self.numerics, start=start, caches=caches, last=True)
+        last = jnp.full(len(tokens), tokens.shape[1] - 1)
+        logits, caches = model(tokens, self.numerics, start=start, caches=caches, at=last)
         return caches, logits[:, 0]
 
 

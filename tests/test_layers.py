@@ -34,9 +34,9 @@ LAYERS = {
 # Interfaces of one part, and the modules that may import them.
 APART = {
     "flax": {"rotations/_layers"},
-    "optax": set(),
+    "optax": {"rotations/_cayley", "rotations/_learn"},
     "jax_hadacore.bench": {"_cli"},
-    "rich": {"bench/command", "bench/tables", "rotations/_command"},
+    "rich": {"bench/command", "bench/tables", "rotations/_progress"},
     "matplotlib": {"bench/plot"},
     "torch": set(),  # imported by name where it is installed
 }

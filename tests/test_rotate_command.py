@@ -15,6 +15,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import checkpoints
 import decoder
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,6 @@ CASES = {
 def write(folder, model_type, config, *, shards=3, params=None, dtype=np.float32):
     """Writes a checkpoint as Hugging Face has them; returns its parameters."""
     params = params or {name: x.astype(dtype) for name, x in decoder.parameters(config).items()}
-    folder.mkdir(exist_ok=True)
     described = {
         "architectures": ["ForCausalLM"],
         "model_type": model_type,
@@ -55,22 +55,9 @@ def write(folder, model_type, config, *, shards=3, params=None, dtype=np.float32
         "head_dim": config.head_dim,
         "tie_word_embeddings": config.tied,
     }
-    (folder / "config.json").write_text(json.dumps(described))
+    checkpoints.save(folder, described, params, shards=shards)
     (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
     (folder / "tokenizer.model").write_bytes(bytes(range(256)))
-    names = list(params)
-    if shards == 1:
-        save_file(params, folder / "model.safetensors", {"format": "pt"})
-        return params
-    places = {}
-    for i in range(shards):
-        shard = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
-        save_file({name: params[name] for name in part}, folder / shard, {"format": "pt"})
-        places |= dict.fromkeys(part, shard)
-    totals = {"total_parameters": 7, "total_size": sum(x.nbytes for x in params.values())}
-    index = {"metadata": totals, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return params
 
 

@@ -33,7 +33,7 @@ import sys
 import sysconfig
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -54,6 +54,7 @@ SMALL = 64  # queries
 FOUND = 10  # sentences, for each query
 FORMATS = {"W8A8": "int8", "W4A4": "int4"}
 ROTATIONS = ("none", "H", "H and signs")
+# Five words or more that end with a full stop, without the marks of code and lists.
 PROSE = r"[A-Z][^ `*<>]*(?: [^ `*<>]+){3,} [^ `*<>]*[a-z]\."
 TITLE = "sentences found, and errors of linear layers"
 LINEAR = {  # the linear layers of a layer, and their names in a checkpoint
@@ -158,7 +159,6 @@ def sentences() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(source.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 pair = tuple(itertools.islice(_split(ast.get_docstring(node) or ""), 2))
-                # Words that end with a full stop, without the marks of code and lists.
                 new = {part for part in pair if re.fullmatch(PROSE, part)} - seen
                 if len(new) == 2:
                     seen |= new
@@ -180,13 +180,18 @@ def product(length: int, qtype: str, rotation: str) -> functools.partial:
     return functools.partial(rotated_dot_general, qtype=qtype, granularity="row", **options[rotation])
 
 
+def with_products(model: Encoder, chosen: Callable[[int, str, int], Callable]) -> Encoder:
+    """The model with other dot_generals, chosen by the layer, the part and the length of the contracted axis."""
+    model = nnx.clone(model)
+    for (i, layer), part in itertools.product(enumerate(model.layers), LINEAR):
+        linear = getattr(layer, part)
+        linear.dot_general = chosen(i, part, linear.in_features)
+    return model
+
+
 def quantized(model: Encoder, qtype: str, rotation: str) -> Encoder:
     """The model with linear layers that multiply codes."""
-    model = nnx.clone(model)
-    for layer, part in itertools.product(model.layers, LINEAR):
-        linear = getattr(layer, part)
-        linear.dot_general = product(linear.in_features, qtype, rotation)
-    return model
+    return with_products(model, lambda _i, _part, length: product(length, qtype, rotation))
 
 
 @nnx.jit
@@ -196,8 +201,8 @@ def embed(model: Encoder, tokens: jax.Array) -> jax.Array:
 
 @nnx.jit
 def linear_errors(model: Encoder, tokens: jax.Array) -> dict[tuple[int, str, str], jax.Array]:
-    """The error of each linear layer alone in W4A4, the others being exact: its rms over that of the result."""
-    model, present, errors = nnx.clone(model), (tokens != 0)[..., None], {}
+    """The error of each linear layer alone in W4A4, the others in float32: its rms over that of its result."""
+    present, errors = (tokens != 0)[..., None], {}
 
     def measured(i: int, part: str, length: int):
         def dot_general(*arguments, **options):
@@ -209,10 +214,7 @@ def linear_errors(model: Encoder, tokens: jax.Array) -> dict[tuple[int, str, str
 
         return dot_general
 
-    for (i, layer), part in itertools.product(enumerate(model.layers), LINEAR):
-        linear = getattr(layer, part)
-        linear.dot_general = measured(i, part, linear.in_features)
-    model(tokens)
+    with_products(model, measured)(tokens)
     return errors
 
 
@@ -267,7 +269,10 @@ def of_sentences(results: dict) -> Iterator[str]:
 
 def of_layers(results: dict) -> Iterator[str]:
     """The table of the errors of linear layers."""
-    yield "A linear layer in W4A4, all others exact: its rms error in percent of its result's rms, least and largest."
+    yield (
+        "Each linear layer alone in W4A4, the others in float32: its rms error in percent of its result's rms, on the "
+        f"first {BATCH} queries. The least and the largest of the model's layers."
+    )
     lines = [["linear layer", *ROTATIONS], ["---"] * (1 + len(ROTATIONS))]
     for part in LINEAR:
         errors = [[100 * row[rotation] for row in results["linear"] if row["part"] == part] for rotation in ROTATIONS]

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -252,7 +253,7 @@ def test_the_documentation_has_the_stored_tables(minilm, tmp_path):
     text = (ROOT / "docs" / "gallery.md").read_text()
     document = tmp_path / "docs" / "gallery.md"
     document.parent.mkdir()
-    document.write_text(text.replace("all-MiniLM-L6-v2, ", ""))
+    document.write_text(text.replace("| W4A4 |", ""))
     stored = ROOT / "benchmarks" / "results" / "cpu-minilm.json"
     links = tmp_path / "benchmarks" / "results" / "cpu-minilm.json", document.parent / "images" / "minilm.png"
     minilm.write(json.loads(stored.read_text()), links[0], document, links[1])
@@ -271,14 +272,16 @@ class TestRealWeights:
     def texts(self, pairs):
         return [part for pair in pairs for part in pair]
 
-    def test_the_forward_pass_is_that_of_transformers(self, minilm, folder, texts):
+    @pytest.fixture(scope="class")
+    def tokens(self, minilm, folder, texts):
+        ids = [ids for ids in map(minilm.Tokenizer(folder), texts) if len(ids) <= minilm.LENGTH][:96]
+        return np.array([part + [0] * (minilm.LENGTH - len(part)) for part in ids], np.int32)
+
+    def test_the_forward_pass_is_that_of_transformers(self, minilm, folder, tokens):
         import torch  # noqa: PLC0415 - not before it is known to be there
         import transformers  # noqa: PLC0415
 
         model = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
-        tokenizer = minilm.Tokenizer(folder)
-        ids = [ids for ids in map(tokenizer, texts) if len(ids) <= minilm.LENGTH][:96]
-        tokens = np.array([part + [0] * (minilm.LENGTH - len(part)) for part in ids], np.int32)
         present = torch.tensor(tokens != 0)
         with torch.no_grad():
             states = model(torch.tensor(tokens, dtype=torch.long), present.long()).last_hidden_state
@@ -301,3 +304,20 @@ class TestRealWeights:
         for name in minilm.FORMATS:
             assert 1 - rows[name, "H"]["cosine"] < 0.6 * (1 - rows[name, "none"]["cosine"])
             assert rows[name, "H"]["common"][0] > rows[name, "none"]["common"][0]
+
+    def test_without_signs_the_mean_of_what_gelu_returns_is_the_peak(self, minilm, folder, tokens):
+        model, inputs = minilm.load(folder), []
+
+        def recorded(x, *arguments, **options):
+            inputs.append(np.asarray(x, np.float64)[tokens != 0])
+            return jax.lax.dot_general(x, *arguments, **options)
+
+        for layer in model.layers:
+            layer.down.dot_general = recorded
+        model(tokens)
+        signs = np.asarray(minilm.product(1536, "int4", "H and signs").keywords["signs"], np.float64)
+        for x in inputs:
+            plain, signed = (np.abs(y @ oracle.dense(1536)).argmax(axis=1) for y in (x, x * signs))
+            assert np.mean(x < 0) > 0.6
+            assert np.mean(plain == 0) > 0.3
+            assert np.mean(signed == 0) < 0.05

@@ -215,11 +215,11 @@ class Quantization(NamedTuple):
 
 
 class MachineStruct(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("processors", "shared_bytes", "clusters", "schedule")]
+    _fields_ = [(name, ctypes.c_int) for name in ("processors", "shared_bytes", "clusters", "warp_groups", "schedule")]
 
 
-def machine(processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED, clusters=True, order=0):
-    return ctypes.byref(MachineStruct(processors, shared_bytes, clusters, order))
+def machine(processors=MANY_PROCESSORS, shared_bytes=MOST_SHARED, clusters=True, warp_groups=False, order=0):
+    return ctypes.byref(MachineStruct(processors, shared_bytes, clusters, warp_groups, order))
 
 
 class PlannedLaunch(ctypes.Structure):
@@ -259,13 +259,14 @@ class Emulator(Kernel):
         shared_bytes=MOST_SHARED,
         *,
         clusters=True,
+        warp_groups=False,
         inplace=False,
         **more,
     ):
         launches = (PlannedLaunch * 8)()
         with self._problem(Request(dtype, n, rows, **more)) as problem:
             count = self._library.emulation_plan(
-                problem, processors, shared_bytes, clusters, inplace, launches, len(launches)
+                problem, processors, shared_bytes, clusters, warp_groups, inplace, launches, len(launches)
             )
         assert count <= len(launches)
         return launches[:count]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from cases import DTYPES, HALVES, MODEL_DIMENSIONS, assert_same_bits, dtypes, halves, normal, rng
-from kernels import LEAST_SHARED, Request
+from kernels import LEAST_SHARED, MOST_SHARED, Request
 from oracle import HAS_WIDE_FLOAT64, decompose, dense, error_in_roundings, wide
 from oracle import bound as oracle_bound
 
@@ -166,6 +166,63 @@ class TestRows:
         assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
 
 
+# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles and a part of one, steps of 16 in pairs and one more.
+RING = (((28,), 256), ((12,), 1024), ((36,), 256), ((100,), 64), ((344,), 32))
+# So much shared memory has room for two or three parts of most rings.
+NARROW = 100 * 1024
+
+
+@halves
+@pytest.mark.parametrize(("orders", "power"), RING, ids=str)
+class TestRing:
+    def test_error_is_within_the_bound(self, kernel, orders, power, dtype):
+        x, how = problem(orders, power, dtype, 5)
+        assert_within_bound(kernel(x, **how, warp_groups=True, processors=2), x, **how)
+
+    def test_rows_do_not_depend_on_the_batch(self, kernel, orders, power, dtype):
+        x, how = problem(orders, power, dtype, 9)
+        how["warp_groups"] = True
+        whole = kernel(x, **how)
+        assert_same_bits(kernel(x, **how, processors=1, order=2), whole)
+        assert_same_bits(kernel(x[4:5], **how), whole[4:5])
+
+    def test_in_place_and_unaligned(self, kernel, orders, power, dtype):
+        x, how = problem(orders, power, dtype, 5)
+        how["warp_groups"] = True
+        expected = kernel(x, **how)
+        assert_same_bits(kernel(x, **how, processors=1, inplace=True, order=REVERSE), expected)
+        assert_same_bits(kernel(x, **how, processors=1, offsets=(1, 3)), expected)
+
+    @pytest.mark.parametrize("signs_last", [False, True], ids=["first", "last"])
+    def test_signs(self, kernel, orders, power, dtype, signs_last):
+        x, how = problem(orders, power, dtype, 5)
+        how["warp_groups"] = True
+        signs = random_signs(x.shape[1])
+        flipped = signs.astype(dtype)
+        expected = kernel(x, **how) * flipped if signs_last else kernel(x * flipped, **how)
+        how |= {"signs": signs, "signs_last": signs_last}
+        assert_same_bits(kernel(x, **how, processors=1), expected)
+        assert_same_bits(kernel(x, **how, processors=1, signs_on_device=True, offsets=(3, 1)), expected)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_rows_that_are_not_finite_leave_others_alone(self, kernel, orders, power, dtype, bad):
+        x, how = problem(orders, power, dtype, 9)
+        how |= {"warp_groups": True, "processors": 1}
+        clean = kernel(x, **how)
+        spoilt = x.copy()
+        spoilt[1::3, -1] = bad
+        y = kernel(spoilt, **how)
+        assert not np.isfinite(y[1::3].astype(np.float64)).any()
+        assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
+
+
+@halves
+def test_a_ring_of_few_parts_is_used_again(kernel, dtype):
+    x, how = problem((28,), 256, dtype, 20)
+    how["warp_groups"] = True
+    assert_same_bits(kernel(x, **how, processors=1, shared_bytes=NARROW, order=2), kernel(x, **how))
+
+
 @pytest.mark.parametrize("dtype", [np.dtype("bfloat16"), FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize(("order", "power"), [(12, 4), (172, 2), (60, 128)])
 def test_a_matrix_of_other_values(kernel, order, power, dtype):
@@ -203,6 +260,24 @@ class TestPlans:
                 assert (len(launches) == 1) == one_pass
                 needs = emulator.needs_workspace(Request(dtype, n, rows, factors=factors, signs=signs))
                 assert needs == (2 * n + 512 > LEAST_SHARED)
+
+    @halves
+    @pytest.mark.parametrize("rows", [1, 7, 100_000])
+    def test_of_a_ring_do_not_depend_on_the_rows(self, emulator, rows, dtype):
+        rings = []
+        for n in MODEL_DIMENSIONS:
+            orders = decompose(n)[:-1]
+            if not orders or 2 * n + 512 > MOST_SHARED:
+                continue
+            factors = tuple(factor(order) for order in orders)
+            (launch,) = emulator.plan(dtype, n, rows, 132, warp_groups=True, factors=factors)
+            assert launch.words <= launch.most_words
+            assert launch.shared_bytes <= MOST_SHARED
+            if launch.threads == 512 and launch.runs:
+                assert launch.blocks == min(-(-rows // launch.per_block), 132)
+                rings.append(n)
+        assert {7168, 11008, 14336, 28672} < set(rings)
+        assert not {3072, 10944, 53248} & set(rings)
 
     @pytest.mark.parametrize(("orders", "power"), FUSED, ids=str)
     def test_of_float32_with_a_small_order_are_one_pass(self, emulator, orders, power):

@@ -68,6 +68,14 @@ Kernel OrderRowsKernel(int column_bits, int words);
 extern template Kernel OrderRowsKernel<F16>(int, int);
 extern template Kernel OrderRowsKernel<BF16>(int, int);
 
+// The same for groups of warps (order_ring.cuh), in 4 to kMostRingColumns columns.
+constexpr int kMostRingColumns = 16;
+template <typename T>
+Kernel OrderRingKernel(int columns);
+
+extern template Kernel OrderRingKernel<F16>(int);
+extern template Kernel OrderRingKernel<BF16>(int);
+
 // Of groups of up to 8 elements; with two orders of groups of 8 or 4, one order up to MostColumns (group_rows.cuh).
 constexpr int MostColumns(int width) { return width == 8 ? 16 : 48; }
 template <typename T>

@@ -11,21 +11,22 @@
 namespace jax_hadacore::cuda {
 namespace {
 
-// Whether a device runs code for sm_90 or newer, in which kernels wait for the launch before them and blocks can meet:
-// older code that the driver compiled for such a GPU does neither. All kernels are compiled alike, so one of them is
-// asked, once for each device.
-cudaError_t RunsCodeForSm90(int device, bool& runs) {
-  constexpr int kDevices = 64;
-  static std::atomic<int> architectures[kDevices];  // 90 for sm_90; 0 is not known yet
-  int architecture = device < kDevices ? architectures[device].load() : 0;
-  if (architecture == 0) {
+// Asks a kernel, once for each device, what the code is that the device runs; all are compiled alike. In code for sm_90
+// or newer kernels wait for the launch before them and blocks can meet: older code that the driver compiled for such a
+// GPU does neither. Only in code for sm_90a is OrderRing not empty, and has registers.
+cudaError_t DescribeCode(Gpu& gpu) {
+  constexpr int kDevices = 64, kAsked = 1, kSm90 = 2, kSm90a = 4;
+  static std::atomic<int> answers[kDevices];
+  int answer = gpu.device < kDevices ? answers[gpu.device].load() : 0;
+  if (answer == 0) {
     cudaFuncAttributes attributes{};
-    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, SharedKernel<float, float>(1).function))
+    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, OrderRingKernel<BF16>(kMostRingColumns).function))
       return error;
-    architecture = attributes.ptxVersion;
-    if (device < kDevices) architectures[device] = architecture;
+    answer = kAsked | (attributes.ptxVersion >= 90 ? kSm90 : 0) | (attributes.numRegs > 64 ? kSm90a : 0);
+    if (gpu.device < kDevices) answers[gpu.device] = answer;
   }
-  runs = architecture >= 90;
+  gpu.overlap = answer & kSm90;
+  gpu.warp_groups = answer & kSm90a;
   return cudaSuccess;
 }
 
@@ -36,7 +37,7 @@ cudaError_t Describe(Gpu& gpu) {
   if (const cudaError_t error = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, gpu.device))
     return error;
   if (const cudaError_t error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, gpu.device)) return error;
-  if (const cudaError_t error = RunsCodeForSm90(gpu.device, gpu.overlap)) return error;
+  if (const cudaError_t error = DescribeCode(gpu)) return error;
   gpu.clusters = gpu.overlap && clusters;
   return cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.device);
 }

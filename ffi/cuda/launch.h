@@ -38,6 +38,7 @@ struct Gpu {
   int shared_bytes;  // the most that a block may have
   bool overlap;      // kernels wait for the launch before them, so they may begin before it has ended
   bool clusters;     // neighbouring blocks can meet
+  bool warp_groups;  // and groups of four warps multiply
 };
 
 // One kernel launch.

@@ -10,6 +10,7 @@
 
 #include "kernels.h"
 #include "launch.h"
+#include "order_ring.h"
 #include "order_words.h"
 
 namespace jax_hadacore::cuda {
@@ -301,6 +302,48 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
   return launch;
 }
 
+// How OrderRing sees a row; none where it does not serve, or was no faster than OrderRows. All rows of a length go one
+// way: the sums of the two differ.
+std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
+  constexpr int64_t kLeast = 6144;  // elements
+  constexpr int kMostParts = 16, kPartsForFewColumns = 4;
+  if (!gpu.warp_groups || layout.second || p.n < kLeast) return std::nullopt;
+  const auto make = [&](int64_t columns) {
+    RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0};
+    while (ring.parts < kMostParts && RingLayout{ring.columns, ring.order, ring.parts + 1}.Bytes() <= gpu.shared_bytes)
+      ++ring.parts;
+    return ring;
+  };
+  const int64_t power = PowerOfTwo(p) / 8, columns = std::min<int64_t>(power, kMostRingColumns);
+  if (columns < 4) return std::nullopt;
+  RingLayout ring = make(columns);
+  // Tiles are padded to 64 a's. Where that costs most, half as many columns serve, which have twice as many a's.
+  if (columns == kMostRingColumns && 5 * ring.order < 3 * 64 * ring.Tiles()) {
+    const RingLayout other = make(columns / 2);
+    if (other.parts >= kPartsForFewColumns) ring = other;
+  }
+  const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
+  if (ring.parts < 2 || FirstStepSize(ring.order) + signs >= kManyWords) return std::nullopt;
+  return ring;
+}
+
+Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& ring, const Buffers& b, const Gpu& gpu) {
+  const int64_t parts = DivideUp(p.rows, ring.RowsOfPart());
+  Launch launch = {p.dtype == Dtype::kF16 ? OrderRingKernel<F16>(ring.columns) : OrderRingKernel<BF16>(ring.columns),
+                   MakeWork(b.x, b.y, p.rows, p.n, 1, ring.RowsOfPart(), p.scale),
+                   std::min<int64_t>(parts, gpu.processors),
+                   *FirstStepWords(*layout.first, ring.order / layout.first->order)};
+  launch.kernel.shared_bytes = ring.Bytes();
+  Work& work = launch.work;
+  work.runs = launch.blocks;
+  work.order = ring.order;
+  work.columns = ring.columns;
+  work.ring = ring.parts;
+  work.aligned = Aligned(b.x, b.y) && p.n % 8 == 0;
+  AddSigns(launch, p);
+  return launch;
+}
+
 // Whether OrderFloats serves, with so many bytes of shared memory to a block.
 bool OnePassFloats(const Problem& p, int64_t shared_bytes) {
   if (p.dtype != Dtype::kF32 || p.factor_count != 1 || p.factors[0].values) return false;
@@ -406,7 +449,10 @@ void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, 
 // One pass after the other, what comes first in the row's sum first.
 template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
-  if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) return {OnOrderRows(p, *layout, b, gpu)};
+  if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) {
+    if (const auto ring = FindRing(p, *layout, gpu)) return {OnRing(p, *layout, *ring, b, gpu)};
+    return {OnOrderRows(p, *layout, b, gpu)};
+  }
   if (OnePassFloats(p, gpu.shared_bytes)) return {OnFloats(p, b, gpu)};
   if constexpr (!std::is_same_v<T, double>)
     if (auto launch = OnSignedRows<T>(p, b, gpu)) return {*std::move(launch)};

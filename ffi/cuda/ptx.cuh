@@ -135,6 +135,102 @@ __device__ __forceinline__ void StoreWords(void* to, uint32_t a, uint32_t b, uin
                : "memory");
 }
 
+// A barrier in shared memory, 8 bytes: a turn of it ends when as many arrivals as it was made for have been counted.
+// What a thread did before it arrived has been done for those who have waited for the turn, numbered modulo 2.
+__device__ __forceinline__ void MakeBarrier(SharedAddress barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void ArriveAt(SharedAddress barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Arrives once the thread's copies so far have been made.
+__device__ __forceinline__ void ArriveAfterCopies(SharedAddress barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void WaitAt(SharedAddress barrier, int turn) {
+  asm volatile(
+      "{.reg .pred ended; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1; @!ended bra AGAIN;}" ::"r"(
+          barrier),
+      "r"(turn)
+      : "memory");
+}
+
+// Shared memory as the thread knows it, for products of warp groups, which read it past the caches of ordinary loads.
+__device__ __forceinline__ void ShowToProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+__device__ __forceinline__ void SyncWarp() { __syncwarp(); }
+
+// The number of the thread's warp, which the compiler then knows to be that of all its lanes.
+__device__ __forceinline__ int UniformWarp() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0); }
+
+// What only code for sm_90a has. A warp group is 4 warps, the first of which is a multiple of 4.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Changes how many registers each thread of the running warp group has. The block's warp groups share what it began
+// with.
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// Operand B of a warp group's product in shared memory, 16 rows of 128 columns: lines of kLine bytes of a row, those of
+// consecutive rows one after the other, and the next kLine bytes of all rows `further` bytes on. In a line, bits 4 and
+// up of an address are changed by bits 7 and up. Lines of 8 rows begin at a multiple of their size.
+template <int kLine>
+struct SharedColumns {
+  static_assert(kLine == 64 || kLine == 128);
+  static constexpr uint64_t kLayout = kLine == 128 ? 1 : 2;
+  uint64_t descriptor;  // "Matrix descriptor format" of PTX
+
+  __device__ __forceinline__ SharedColumns(SharedAddress first, int further)
+      : descriptor(static_cast<uint64_t>(first >> 4 & 0x3fff) | static_cast<uint64_t>(further >> 4) << 16 |
+                   static_cast<uint64_t>(8 * kLine >> 4) << 32 | kLayout << 62) {}
+  // Those so many rows further on.
+  __device__ __forceinline__ SharedColumns Below(int rows) const {
+    SharedColumns below = *this;
+    below.descriptor += rows * kLine >> 4;
+    return below;
+  }
+};
+
+// Products of a warp group are asynchronous. The registers that they use may be touched before BeginProducts and after
+// FinishProducts.
+__device__ __forceinline__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void FinishProducts() {
+  asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+
+// d = A B, or with `add` d + A B. Each warp has 16 rows of A, and of the sums, of 8 columns each, as those of
+// MatrixMultiplyAdd.
+template <typename T, int kLine>
+__device__ __forceinline__ void StartProduct(float (&d)[16][4], const uint32_t (&a)[4], SharedColumns<kLine> b,
+                                             bool add) {
+#define FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define PRODUCT(type)                                                                                                 \
+  asm volatile(                                                                                                       \
+      "{.reg .pred add; setp.ne.b32 add, %69, 0;"                                                                     \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                                    \
+      " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"  \
+      "%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,"  \
+      "%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, add, 1, 1, 1;}"                                      \
+      : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9), FOUR(10), FOUR(11), \
+        FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                                                        \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor), "r"(static_cast<int>(add)))
+  if constexpr (std::is_same_v<T, F16>) {
+    PRODUCT("f16");
+  } else {
+    PRODUCT("bf16");
+  }
+#undef PRODUCT
+#undef FOUR
+}
+
+#endif
+
 // Four 8x8 matrices of 16-bit elements, whose rows lanes 0 to 7, 8 to 15, ... name, transposed: of each a lane gets
 // the elements (2 c, g) and (2 c + 1, g), c = lane % 4 and g = lane / 4.
 __device__ __forceinline__ void LoadMatrices(uint32_t (&d)[4], SharedAddress row) {

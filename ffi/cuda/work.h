@@ -23,10 +23,11 @@ struct Work {
   double scale;
   float float_scale;  // the same for all but doubles: a kernel would be slow to convert it
 
-  // Of rows whose length is no power of two (order_rows.cuh, group_rows.cuh; factor.cuh has its own use of the first
-  // two):
+  // Of rows whose length is no power of two (order_rows.cuh, order_ring.cuh, group_rows.cuh; factor.cuh has its own use
+  // of the first two):
   int order;     // of the first step's matrix
   int columns;   // that the second step transforms
+  int ring;      // parts that the ring of order_ring.cuh has
   bool aligned;  // to 16 bytes: x, y and every block's first row
   // Of kernels that apply signs:
   const uint32_t* device_signs;  // of a row's elements; null where they are among the words, or there are none

@@ -13,7 +13,7 @@ enum cudaDeviceAttr {
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {
-  int ptxVersion;
+  int ptxVersion, numRegs;
 };
 using cudaStream_t = void*;
 

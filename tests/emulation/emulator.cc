@@ -51,7 +51,7 @@ namespace {
 enum Schedule { kForward, kReverse, kShuffled };
 
 struct Thread {
-  enum { kReady, kMeeting, kAtBarrier, kAtCluster, kDone } state;
+  enum { kReady, kMeeting, kAtBarrier, kAtSharedBarrier, kAtCluster, kDone } state;
   std::unique_ptr<char[]> stack;
   ucontext_t start;
   bool started;
@@ -62,12 +62,25 @@ struct Thread {
   uint32_t meetings;  // of the blocks of the cluster that it has waited for
   bool arrived;       // at the next
   std::deque<std::pair<void*, const void*>> copies;
+  uintptr_t shared_barrier;  // at which it waits for the end of a turn
+  uint32_t turn;             // modulo 2
+  // What put others' accesses before its own in this phase: up to which of their clocks. Its own clock goes on where
+  // others may learn what it did.
+  std::vector<uint32_t> known;
+  uint32_t clock;
+};
+
+// A barrier in shared memory, and what those have known who arrived in the turns that have ended, and in this one.
+struct SharedBarrier {
+  int arrivals, left;
+  uint32_t turns;  // that have ended
+  std::vector<uint32_t> ended, arrived;
 };
 
 // Who accessed a place last. Serial numbers count through a whole run: a phase lasts from one barrier to the next, and
 // `meetings` counts those of a cluster's blocks that came before the access.
 struct Access {
-  uint32_t launch = 0, cluster = 0, meetings = 0, block = 0, phase = 0, thread = 0;
+  uint32_t launch = 0, cluster = 0, meetings = 0, block = 0, phase = 0, thread = 0, clock = 0;
 };
 constexpr uint32_t kSeveral = UINT32_MAX;
 
@@ -92,6 +105,9 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<char> shared;
   std::vector<Place> places;
+  std::map<uintptr_t, SharedBarrier> barriers;
+  std::map<uintptr_t, std::vector<Access>>
+      readers;  // in this phase of places that several read, where there are barriers
 };
 
 Block blocks[kMaxCluster];
@@ -105,7 +121,7 @@ uint32_t launch, serial, phase, cluster;
 std::vector<Memory> memories;
 std::map<const void*, int> shared_limits;
 int processors, shared_bytes;
-bool clusters;
+bool clusters, warp_groups;
 int schedule;
 bool overlap;  // the running launch may have begun before the one before ended
 std::string error;
@@ -186,6 +202,7 @@ std::string Describe(const Thread& thread) {
   switch (thread.state) {
     case Thread::kDone: return "has returned";
     case Thread::kAtBarrier: return "is at __syncthreads";
+    case Thread::kAtSharedBarrier: return "waits at a barrier in shared memory";
     case Thread::kAtCluster: return "waits for its cluster";
     case Thread::kMeeting: return std::string("is at ") + thread.collective->name;
     case Thread::kReady: break;
@@ -211,6 +228,7 @@ int WordsOf(const void* function) {
     for (const int count : {kFewWords, kManyWords})
       for (const int bits : {1, 2, 3, 4, 5})
         add(OrderRowsKernel<F16>(bits, count - 1)), add(OrderRowsKernel<BF16>(bits, count - 1));
+    for (const int columns : {4, 8, 16}) add(OrderRingKernel<F16>(columns)), add(OrderRingKernel<BF16>(columns));
     for (const int width : {1, 2, 4, 8})
       for (const bool two_orders : {false, true})
         add(GroupRowsKernel<F16>(width, two_orders)), add(GroupRowsKernel<BF16>(width, two_orders));
@@ -252,6 +270,7 @@ void Start(Block& next, unsigned index, int count) {
   // Where shared memory was not written it holds NaN, should a read of it go unnoticed.
   next.shared.assign(SharedMemory().end - SharedMemory().begin, static_cast<char>(0xff));
   next.places.assign(SharedMemory().places.size(), Place{});
+  next.barriers.clear();
   next.threads.resize(static_cast<size_t>(count));
   for (Thread& thread : next.threads) {
     thread.state = Thread::kReady;
@@ -269,14 +288,34 @@ void Start(Block& next, unsigned index, int count) {
   }
 }
 
+void BeginPhase() {
+  block->phase = ++phase;
+  block->readers.clear();
+  for (auto& [address, barrier] : block->barriers) barrier.ended.clear(), barrier.arrived.clear();
+  for (Thread& thread : block->threads) thread.known.clear(), thread.clock = 1;
+}
+
+// Lets those go on that wait for turns which have ended, and says whether there are any.
+bool WakeAtBarriers() {
+  bool any = false;
+  for (Thread& thread : block->threads)
+    if (thread.state == Thread::kAtSharedBarrier && block->barriers[thread.shared_barrier].turns % 2 != thread.turn) {
+      thread.state = Thread::kReady;
+      any = true;
+    }
+  return any;
+}
+
 // Runs a block until it is done or waits for its cluster.
 void RunBlock(std::minstd_rand& random) {
   while (true) {
-    block->phase = ++phase;
-    for (const int warp : Order(static_cast<int>(block->threads.size()) / kWarp, random)) {
-      RunWarp(&block->threads[static_cast<size_t>(warp * kWarp)], random);
-      if (!error.empty()) return;
-    }
+    BeginPhase();
+    do
+      for (const int warp : Order(static_cast<int>(block->threads.size()) / kWarp, random)) {
+        RunWarp(&block->threads[static_cast<size_t>(warp * kWarp)], random);
+        if (!error.empty()) return;
+      }
+    while (WakeAtBarriers());
     if (All(Thread::kDone) || All(Thread::kAtCluster)) return;
     if (!All(Thread::kAtBarrier)) break;
     for (Thread& thread : block->threads) thread.state = Thread::kReady;
@@ -350,11 +389,22 @@ void CheckComplete(const Memory& memory) {
        std::to_string(static_cast<int64_t>(address - memory.begin)) + " " + why);
 }
 
+// Whether the running thread knows of an access in its phase to this address, or of all that there were.
+bool Knows(uintptr_t address, const Access& access) {
+  if (access.thread == static_cast<uint32_t>(ThreadNumber())) return true;
+  if (access.thread != kSeveral)
+    return access.thread < current->known.size() && current->known[access.thread] >= access.clock;
+  const auto found = block->readers.find(address);
+  return found != block->readers.end() && std::all_of(found->second.begin(), found->second.end(),
+                                                      [&](const Access& reader) { return Knows(address, reader); });
+}
+
 // Whether two threads of the running launch access the same place, and nothing puts one access before the other.
-bool Races(const Memory& memory, const Access& before, const Access& now) {
-  if (memory.shared) return before.block == now.block && before.phase == now.phase && before.thread != now.thread;
+bool Races(const Memory& memory, uintptr_t address, const Access& before, const Access& now) {
+  if (before.block == now.block && before.phase == now.phase && Knows(address, before)) return false;
+  if (memory.shared) return before.block == now.block && before.phase == now.phase;
   if (before.launch != now.launch || (before.cluster == now.cluster && before.meetings < now.meetings)) return false;
-  return before.block != now.block || (before.phase == now.phase && before.thread != now.thread);
+  return before.block != now.block || before.phase == now.phase;
 }
 
 void OnAccess(const void* to, size_t bytes, bool write) {
@@ -378,12 +428,14 @@ void OnAccess(const void* to, size_t bytes, bool write) {
 
   // What comes after a thread's arrival may be late: for reads it counts as after the meeting, for writes as before.
   const uint32_t meetings = current->meetings + (current->arrived && !write);
-  const Access now = {launch, cluster, meetings, block->serial, block->phase, static_cast<uint32_t>(ThreadNumber())};
+  const Access now = {
+      launch, cluster, meetings, block->serial, block->phase, static_cast<uint32_t>(ThreadNumber()), current->clock};
   for (size_t i = (address - found->begin) / found->unit; i * found->unit < end - found->begin; ++i) {
     Place& place = found->places[i];
+    const uintptr_t at = found->begin + i * found->unit;
     if (found->shared && !write && !place.write.block) FailAt(*found, address, write, "before it is written");
-    if (Races(*found, place.write, now) || (write && Races(*found, place.read, now))) {
-      const bool with_write = Races(*found, place.write, now);
+    if (Races(*found, at, place.write, now) || (write && Races(*found, at, place.read, now))) {
+      const bool with_write = Races(*found, at, place.write, now);
       const uint32_t other = with_write ? place.write.thread : place.read.thread;
       FailAt(*found, address, write,
              std::string("races with a ") + (with_write ? "write" : "read") + " by thread " +
@@ -391,10 +443,18 @@ void OnAccess(const void* to, size_t bytes, bool write) {
     }
     if (write) {
       place.write = now;
+      if (found->shared && block->readers.erase(at)) place.read = {};  // all of them before it
     } else {
       // Of several threads that read in the same phase, or several blocks, no write may follow by any one of them.
       Access read = now;
-      if (Races(*found, place.read, now)) read.thread = kSeveral;
+      if (Races(*found, at, place.read, now)) {
+        if (place.read.block == now.block && !block->barriers.empty()) {
+          std::vector<Access>& readers = block->readers[at];
+          if (place.read.thread != kSeveral) readers = {place.read};
+          readers.push_back(now);
+        }
+        read.thread = kSeveral;
+      }
       if (!found->shared && place.read.launch == launch && place.read.block != now.block) {
         read.block = kSeveral;
         if (place.read.cluster != cluster) read.cluster = kSeveral;
@@ -437,6 +497,63 @@ void WaitForCluster() {
   Suspend();
 }
 
+namespace {
+
+void Learn(std::vector<uint32_t>& known, const std::vector<uint32_t>& more) {
+  known.resize(std::max(known.size(), more.size()));
+  for (size_t i = 0; i < more.size(); ++i) known[i] = std::max(known[i], more[i]);
+}
+
+// Adds what a thread knows, and has done so far.
+void LearnFrom(std::vector<uint32_t>& known, Thread& thread) {
+  Learn(known, thread.known);
+  const auto number = static_cast<size_t>(&thread - block->threads.data());
+  known.resize(std::max(known.size(), number + 1));
+  known[number] = thread.clock++;
+}
+
+SharedBarrier& BarrierAt(const void* address) {
+  const auto found = block->barriers.find(reinterpret_cast<uintptr_t>(address));
+  if (found == block->barriers.end()) Fail("there is no barrier");
+  return found->second;
+}
+
+void ExchangeKnowledge(void* const (&lanes)[kWarp]) {
+  std::vector<uint32_t> all;
+  for (void* lane : lanes) LearnFrom(all, *static_cast<Thread*>(lane));
+  for (void* lane : lanes) static_cast<Thread*>(lane)->known = all;
+}
+constexpr Collective kSyncWarp = {"__syncwarp", ExchangeKnowledge};
+
+}  // namespace
+
+void SyncWarp() { Meet(kSyncWarp, current); }
+
+void MakeBarrier(const void* address, int arrivals) {
+  block->barriers[reinterpret_cast<uintptr_t>(address)] = {arrivals, arrivals, 0, {}, {}};
+}
+
+void ArriveAt(const void* address) {
+  SharedBarrier& barrier = BarrierAt(address);
+  LearnFrom(barrier.arrived, *current);
+  if (--barrier.left > 0) return;
+  barrier.left = barrier.arrivals;
+  ++barrier.turns;
+  Learn(barrier.ended, barrier.arrived);
+  barrier.arrived.clear();
+}
+
+void WaitAt(const void* address, int turn) {
+  const SharedBarrier& barrier = BarrierAt(address);
+  current->shared_barrier = reinterpret_cast<uintptr_t>(address);
+  current->turn = static_cast<uint32_t>(turn);
+  if (barrier.turns % 2 == current->turn) {
+    current->state = Thread::kAtSharedBarrier;
+    Suspend();
+  }
+  Learn(current->known, barrier.ended);
+}
+
 void StartCopy(void* to, const void* from) { current->copies.emplace_back(to, from); }
 
 bool NextCopy(void*& to, const void*& from) {
@@ -454,8 +571,9 @@ void __syncthreads() {
   Suspend();
 }
 
+// What the device's code can do is asked once: one that has warp groups is another device.
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = emulation::warp_groups;
   return cudaSuccess;
 }
 
@@ -475,6 +593,7 @@ cudaError_t cudaDriverGetVersion(int* version) {
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = 90;
+  attributes->numRegs = emulation::warp_groups ? 128 : 4;
   return cudaSuccess;
 }
 
@@ -526,14 +645,14 @@ struct PlannedLaunch {
 };
 
 // Stores up to `most` launches of a transform of aligned buffers, and returns how many there are.
-int emulation_plan(const jax_hadacore::Problem* problem, int processors, int shared_bytes, int clusters, int inplace,
-                   PlannedLaunch* launches, int most) {
+int emulation_plan(const jax_hadacore::Problem* problem, int processors, int shared_bytes, int clusters,
+                   int warp_groups, int inplace, PlannedLaunch* launches, int most) {
   using namespace jax_hadacore;
   const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
   const cuda::Buffers buffers = {address(16), address(inplace ? 16 : 32), address(48)};
   int count = 0;
   for (const cuda::Launch& launch :
-       cuda::Plan(*problem, buffers, {0, processors, shared_bytes, clusters != 0, clusters != 0})) {
+       cuda::Plan(*problem, buffers, {0, processors, shared_bytes, clusters != 0, clusters != 0, warp_groups != 0})) {
     const auto& [kernel, work, blocks, words] = launch;
     if (count < most)
       launches[count] = {blocks,
@@ -558,7 +677,7 @@ int emulation_needs_workspace(const jax_hadacore::Problem* problem) {
 }
 
 struct Machine {
-  int processors, shared_bytes, clusters, schedule;
+  int processors, shared_bytes, clusters, warp_groups, schedule;
 };
 
 // Forgets what was before.
@@ -568,6 +687,7 @@ static void Begin(const Machine& machine) {
   emulation::processors = machine.processors;
   emulation::shared_bytes = machine.shared_bytes;
   emulation::clusters = machine.clusters != 0;
+  emulation::warp_groups = machine.warp_groups != 0;
   emulation::schedule = machine.schedule;
 }
 

@@ -101,6 +101,35 @@ void MultiplyMatrices(void* const (&arguments)[32]) {
   each_result([&](Operands& lane, int i, int row, int column) { lane.d[i] = Dot(a[row], b[column], c[row][column]); });
 }
 
+// What one warp computes of wgmma.mma_async.sync.aligned.m64n128k16, of one lane; b is half a row.
+struct WideOperands {
+  Half type;
+  float (*d)[4];
+  const uint32_t* a;
+  const uint16_t* b;
+  bool add;
+};
+
+// "Register Fragments for wgmma.mma_async.m64nNk16": a warp's rows are as those of mma.m16n8k16, and so are the sums of
+// each 8 columns.
+void MultiplyWideMatrices(void* const (&arguments)[32]) {
+  const auto lane_of = [&](int lane) -> WideOperands& { return *static_cast<WideOperands*>(arguments[lane]); };
+  double a[16][16], b[128][16];  // b by columns
+  for (int lane = 0; lane < 32; ++lane) {
+    const WideOperands& operands = lane_of(lane);
+    for (int i = 0; i < 8; ++i)
+      a[lane / 4 + (i / 2 % 2 ? 8 : 0)][lane % 4 * 2 + i % 2 + (i < 4 ? 0 : 8)] =
+          Widen(operands.type, operands.a[i / 2], i % 2);
+    for (int i = 0; i < 64; ++i) b[lane % 2 * 64 + i][lane / 2] = Widen(operands.type, operands.b[i]);
+  }
+  for (int lane = 0; lane < 32; ++lane)
+    for (int group = 0; group < 16; ++group)
+      for (int i = 0; i < 4; ++i) {
+        float& sum = lane_of(lane).d[group][i];
+        sum = Dot(a[lane / 4 + i / 2 * 8], b[8 * group + lane % 4 * 2 + i % 2], lane_of(lane).add ? sum : 0);
+      }
+}
+
 // ldmatrix.sync.aligned.m8n8.x4.trans of one lane.
 struct Matrices {
   uint32_t* d;
@@ -121,6 +150,7 @@ void Transpose(void* const (&arguments)[32]) {
 }
 
 constexpr Collective kTranspose = {"ldmatrix", Transpose};
+constexpr Collective kMultiplyWide[] = {{"wgmma f16", MultiplyWideMatrices}, {"wgmma bf16", MultiplyWideMatrices}};
 constexpr Collective kMultiplyMatrices[] = {{"mma f16", MultiplyMatrices}, {"mma bf16", MultiplyMatrices}};
 
 }  // namespace
@@ -160,6 +190,11 @@ void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_
                        const float (&c)[4]) {
   Operands operands = {type, d, a, {b0, b1}, {c[0], c[1], c[2], c[3]}};
   Meet(kMultiplyMatrices[static_cast<int>(type)], &operands);
+}
+
+void MultiplyColumns(Half type, float (&d)[16][4], const uint32_t (&a)[4], const uint16_t (&b)[64], bool add) {
+  WideOperands operands = {type, d, a, b, add};
+  Meet(kMultiplyWide[static_cast<int>(type)], &operands);
 }
 
 }  // namespace emulation

@@ -14,6 +14,13 @@ float Unpack(Half type, uint32_t packed, int i);
 void ExchangeMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]);
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]);
 
+void MultiplyColumns(Half type, float (&d)[16][4], const uint32_t (&a)[4], const uint16_t (&b)[64], bool add);
+
+void SyncWarp();
+void MakeBarrier(const void* address, int arrivals);
+void ArriveAt(const void* address);
+void WaitAt(const void* address, int turn);
+
 enum class Float8 { kE4M3, kE5M2 };
 uint32_t Convert(Float8 type, float v);
 
@@ -100,6 +107,50 @@ inline void LoadMatrices(uint32_t (&d)[4], SharedAddress row) {
 template <typename T>
 void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
   emulation::MatrixMultiplyAdd(kHalf<T>, d, a, b0, b1, c);
+}
+
+inline void SyncWarp() { emulation::SyncWarp(); }
+inline int UniformWarp() { return static_cast<int>(threadIdx.x) / 32; }
+
+inline void MakeBarrier(SharedAddress barrier, int arrivals) { emulation::MakeBarrier(barrier, arrivals); }
+inline void ArriveAt(SharedAddress barrier) { emulation::ArriveAt(barrier); }
+inline void ArriveAfterCopies(SharedAddress barrier) {
+  FinishCopies();
+  ArriveAt(barrier);
+}
+inline void WaitAt(SharedAddress barrier, int turn) { emulation::WaitAt(barrier, turn); }
+
+inline void ShowToProducts() {}
+template <int kRegisters>
+void TakeRegisters() {}
+template <int kRegisters>
+void GiveRegisters() {}
+
+template <int kLine>
+struct SharedColumns {
+  SharedAddress first;
+  int further;
+
+  SharedColumns(SharedAddress first, int further) : first(first), further(further) {}
+  SharedColumns Below(int rows) const { return {first + rows * kLine, further}; }
+};
+
+// A product is computed at once, by each warp for itself. Of operand B a lane reads half a row: when one lane knows
+// that a product has been finished, all have read.
+inline void BeginProducts() {}
+inline void FinishProducts() { emulation::SyncWarp(); }
+template <typename T, int kLine>
+void StartProduct(float (&d)[16][4], const uint32_t (&a)[4], SharedColumns<kLine> b, bool add) {
+  uint16_t half_row[64];
+  for (int i = 0; i < 8; ++i) {
+    const int at = threadIdx.x % 2 * 128 + 16 * i, row = static_cast<int>(threadIdx.x) % 32 / 2;
+    // "Swizzling modes": of addresses, not of places in the matrix.
+    auto address = reinterpret_cast<uintptr_t>(b.first + at / kLine * b.further + row * kLine + at % kLine);
+    address ^= address >> 3 & (kLine - 16);
+    const uint4 v = *reinterpret_cast<const uint4*>(address);
+    std::memcpy(&half_row[8 * i], &v, sizeof v);
+  }
+  emulation::MultiplyColumns(kHalf<T>, d, a, half_row, add);
 }
 
 }  // namespace jax_hadacore::cuda

@@ -1,8 +1,10 @@
 // orders_bf16.cu: the kernels of bfloat16 rows whose length is no power of two.
 #include "../group_rows.cuh"
+#include "../order_ring.cuh"
 #include "../order_rows.cuh"
 
 namespace jax_hadacore::cuda {
 template Kernel OrderRowsKernel<BF16>(int, int);
+template Kernel OrderRingKernel<BF16>(int);
 template Kernel GroupRowsKernel<BF16>(int, bool);
 }  // namespace jax_hadacore::cuda

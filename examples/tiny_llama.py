@@ -138,7 +138,7 @@ def main(arguments: Sequence[str], size: training.Size | None = None) -> None:
         "judged bytes": size.judged * tokens,
         **dataclasses.asdict(size),
     }
-    data = {"environment": environment(" ".join(["python examples/tiny_llama.py", *arguments])), "settings": settings}
+    data = {"environment": environment(stored.command("examples/tiny_llama.py", arguments)), "settings": settings}
     data["rows"] = list(measure(size, text, offsets))
     print(stored.shown((table,), data))
     if options.json:

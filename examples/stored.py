@@ -17,6 +17,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", type=Path, metavar="IMAGE", help="draw the chart of what FILE stores")
 
 
+def command(script: str, arguments: Sequence[str]) -> str:
+    """What has made results, with files and folders by their names alone."""
+    return " ".join(["python", script, *(Path(word).name if Path(word).is_absolute() else word for word in arguments)])
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns, which can be read as it is."""
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]

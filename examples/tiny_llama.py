@@ -49,7 +49,7 @@ def measure(size: training.Size, text: training.Text, offsets: Sequence[float]) 
     batches = training.held_out_batches(text, size)
 
     def perplexity(numerics, params):
-        return training.perplexity(training.model(size.config, numerics), params, batches)
+        return round(training.perplexity(training.model(size.config, numerics), params, batches), 4)
 
     start = time.monotonic()
     params = training.train(size, text, seed=0, offsets=offsets)
@@ -84,7 +84,7 @@ def table(data: dict) -> Iterator[str]:
         mean = statistics.fmean(found)
         name, _, rotations = row["model"].partition(" ")
         lines.append([name, rotations.replace(" ", ", "), f"{mean:.3f}", f"{100 * (mean / exact - 1):+.1f} %", several])
-    yield stored.table(["model", "rotations", "perplexity", "by quantisation", "range"], lines)
+    yield stored.table(["model", "rotations", "perplexity", "increase", "range"], lines)
 
 
 def draw(data: dict) -> Any:

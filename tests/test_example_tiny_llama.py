@@ -136,6 +136,9 @@ class TestQuantisers:
         for found in numerics.keys(x), numerics.hidden(x):
             assert levels(found, (-1,)) <= 16
             assert np.std(found - turned) < 0.5
+        fused = training.rotated_and_rounded if detach_scale else None
+        assert numerics.fused_keys is fused
+        assert numerics.fused_hidden is fused
         np.testing.assert_array_equal(numerics.rotate_heads(x), turned)
         plain = training.a4kv4(("R1", "R2"), detach_scale=detach_scale)
         np.testing.assert_array_equal(plain.hidden(x), plain.activation(x))

@@ -2,6 +2,9 @@
 
 import doctest
 import importlib
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +160,27 @@ def test_composes_with_partition():
     new = optax.apply_updates(params, updates)
     np.testing.assert_allclose(new["q"], step(cayley_sgd(0.1), params["q"], gradients["q"])[0], atol=1e-12)
     np.testing.assert_allclose(new["scale"], 1 - 1e-2 * np.sign(gradients["scale"]), atol=1e-4)
+
+
+_ON_TWO_CORES = """
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import jax, jax.numpy as jnp
+from jax_hadacore.rotations import cayley_sgd
+optimizer = cayley_sgd(0.1)
+matrices = {name: jnp.broadcast_to(jnp.eye(96), (8, 96, 96)) for name in "abcd"}
+gradients = {name: jax.random.normal(jax.random.key(i), (8, 96, 96)) for i, name in enumerate(matrices)}
+update = jax.jit(optimizer.update)
+for _ in range(30):
+    jax.block_until_ready(update(gradients, optimizer.init(matrices), matrices))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux chooses the cores of a process")
+def test_batches_do_not_wait_for_each_other_on_the_cpu():
+    """The LU of a batch in jaxlib waits, in a thread, for its pool: on two cores two of them would stop for good."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", _ON_TWO_CORES], check=True, cwd="/", env=environment, timeout=240)
 
 
 def test_errors():

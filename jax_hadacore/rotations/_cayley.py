@@ -114,10 +114,22 @@ def _largest_column_sum(matrix: jax.Array) -> jax.Array:
 def _turned(matrix: jax.Array, direction: jax.Array) -> jax.Array:
     """Cayley's map: R (I + M / 2)^-1 (I - M / 2)."""
     one = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
-    turned = _matmul(matrix, jnp.linalg.solve(one + direction / 2, one - direction / 2))
+    turned = _matmul(matrix, _solved(one + direction / 2, one - direction / 2))
     # Newton's step to the nearest orthogonal matrix, R (3 - R^T R) / 2.
     excess = one - _matmul(_transposed(turned), turned)
     return turned + _matmul(turned, excess) / 2
+
+
+def _solved(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A^-1 B for each matrix of a batch."""
+    return jax.lax.platform_dependent(a, b, cpu=_solved_one_by_one, default=jnp.linalg.solve)
+
+
+def _solved_one_by_one(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The same on the CPU, where the LU of a batch waits in XLA's threads for XLA's threads: two such, and all wait."""
+    n = a.shape[-1]
+    solved = jax.lax.map(lambda pair: jnp.linalg.solve(*pair), (a.reshape(-1, n, n), b.reshape(-1, n, n)))
+    return solved.reshape(a.shape)
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:

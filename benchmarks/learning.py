@@ -54,7 +54,7 @@ ALL = ("R1", "R2", "R3", "R4")
 ROTATED = (("R1",), ("R1", "R2"), ALL)
 TABLES = ("models", "starts", "learned")
 KEPT = "results.json"
-COMPILERS = 4  # programs that are compiled at a time
+COMPILERS = 4  # programs that are compiled at a time, on a GPU; a CPU is busy with one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Study:
 
     def run(self) -> None:
         s = self.settings
-        with ThreadPoolExecutor(COMPILERS) as pool:
+        with ThreadPoolExecutor(COMPILERS if jax.default_backend() == "gpu" else 1) as pool:
             start = time.monotonic()
             pool.map(self._compile, VARIANTS)
             for data_seed in range(s.data_seeds):

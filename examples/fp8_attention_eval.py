@@ -40,6 +40,7 @@ import jax.numpy as jnp
 import llama
 import mmlu
 import numpy as np
+import stored
 from flax import nnx
 
 from jax_hadacore.bench.environment import environment
@@ -209,19 +210,14 @@ def markdown(results: dict) -> str:
             f"{count:,} questions, {results['arguments']['shots']}-shot, scales {results['arguments']['scales']}; ± is "
             "the standard error of a share of so many. MMLU's own script reports the share of all questions; the "
             f"model cards of Llama 3.1, the mean over subjects. Prompts that lost examples to fit: {shortened:,}.",
-            _table(lines),
-            _table(subjects),
+            stored.table(lines[0], lines[1:]),
+            stored.table(subjects[0], subjects[1:]),
         ]
     )
 
 
 def _share(row: dict) -> float:
     return row["right"] / row["questions"]
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    header, *others = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *others])
 
 
 def described(found: Checkpoint, subjects: Sequence[mmlu.Subject], options: argparse.Namespace) -> dict[str, Any]:

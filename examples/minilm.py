@@ -33,12 +33,13 @@ import sys
 import sysconfig
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import stored
 from flax import nnx
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
@@ -260,11 +261,11 @@ def of_sentences(results: dict) -> Iterator[str]:
         f"first sentence as in float32, the first {FOUND} in common, and queries with their own next one among {FOUND}."
     )
     header = ["format", "rotation", "cosine", "99 %", "same first", f"common in {FOUND}", f"own in {FOUND}"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for row in results["rows"]:
         shares = (f"{mean:.1f} ± {error:.1f}" for mean, error in (row[key] for key in ("same_first", "common", "own")))
         lines.append([row["format"], row["rotation"], f"{row['cosine']:.4f}", f"{row['low_cosine']:.4f}", *shares])
-    yield _table(lines)
+    yield stored.table(header, lines)
 
 
 def of_layers(results: dict) -> Iterator[str]:
@@ -273,15 +274,11 @@ def of_layers(results: dict) -> Iterator[str]:
         "Each linear layer alone in W4A4, the others in float32: its rms error in percent of its result's rms, on the "
         f"first {BATCH} queries. The least and the largest of the model's layers."
     )
-    lines = [["linear layer", *ROTATIONS], ["---"] * (1 + len(ROTATIONS))]
+    lines = []
     for part in LINEAR:
         errors = [[100 * row[rotation] for row in results["linear"] if row["part"] == part] for rotation in ROTATIONS]
         lines.append([part, *(f"{min(some):.1f} to {max(some):.1f}" for some in errors)])
-    yield _table(lines)
-
-
-def _table(lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    yield stored.table(["linear layer", *ROTATIONS], lines)
 
 
 def chart(results: dict) -> Figure:
@@ -310,7 +307,7 @@ def chart(results: dict) -> Figure:
     return figure
 
 
-def write(results: dict, stored: Path, document: Path, image: Path | None) -> None:
+def write(results: dict, results_file: Path, document: Path, image: Path | None) -> None:
     """Puts the tables, and a link to the chart if there is one, between the document's markers."""
 
     def linked(path: Path) -> Path:
@@ -320,7 +317,7 @@ def write(results: dict, stored: Path, document: Path, image: Path | None) -> No
         return report.Chart(TITLE, linked(image), chart(data)) if image else None
 
     block = report.Block("minilm", (), (of_sentences, of_layers), linked_chart)
-    markdown = block.markdown([results], [linked(stored).as_posix()])
+    markdown = block.markdown([results], [linked(results_file).as_posix()])
     document.write_text(block.replaced(document.read_text(), markdown))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import quantize_oracle
+import scripts
 from safetensors.numpy import save_file
 
 if importlib.util.find_spec("flax") is None:
@@ -36,10 +37,7 @@ pytestmark = pytest.mark.usefixtures("x64_off", "usual_promotion")
 
 @pytest.fixture(scope="module")
 def minilm():
-    spec = importlib.util.spec_from_file_location("minilm", ROOT / "examples" / "minilm.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("minilm")
 
 
 @pytest.fixture(scope="module")

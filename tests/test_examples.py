@@ -1,22 +1,19 @@
 """The examples run, and show what they say."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def fp8_attention():
-    spec = importlib.util.spec_from_file_location("fp8_attention", ROOT / "examples" / "fp8_attention.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("fp8_attention")
 
 
 class TestFP8Attention:

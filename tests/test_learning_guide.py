@@ -35,12 +35,8 @@ def test_saving_and_restoring():
     names = {}
     for snippet in SNIPPETS[: ORBAX + 1]:
         exec(snippet, names)
-    for field in ("rotations", "opt_state", "step"):
-        a, b = (getattr(names[state], field) for state in ("state", "restored"))
-        assert jax.tree.all(jax.tree.map(jnp.array_equal, a, b))
-    assert int(names["more"].step) == 6
-    whole = names["learn_rotations"](
-        *(names[name] for name in ("quantised", "params", "plan", "rotations", "batches")),
-        **{"steps": 6, "accumulate": 2, "objective": "kl", "teacher": names["exact"], "state": names["state"]},
-    )
-    np.testing.assert_array_equal(names["more"].rotations["R1"].q, whole.rotations["R1"].q)
+    assert int(names["restored"].step) == 2
+    whole, resumed = names["state"], names["resumed"]
+    assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, whole, resumed))
+    assert not jnp.array_equal(names["restored"].rotations["R1"].q, whole.rotations["R1"].q)

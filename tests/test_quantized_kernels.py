@@ -192,6 +192,22 @@ class TestRandom:
         )
 
 
+@pytest.mark.parametrize("code", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_without_an_instruction(emulator, code):
+    dtype = getattr(ml_dtypes, code)
+    codes = np.arange(128, dtype=np.uint8).view(dtype).astype(np.float32)
+    codes = codes[np.isfinite(codes)]
+    middles = (codes[1:] + codes[:-1]) / 2
+    special = np.float32([np.inf, np.nan, 2.0**-149, 2.0**-126, 3.4e38, codes[-1] * 1.05, codes[-1] * 2])
+    values = np.concatenate([codes, middles, special])
+    values = np.concatenate([values, np.nextafter(values, np.float32(0)), np.nextafter(values, np.float32(np.inf))])
+    random = rng("float8", 1).integers(0, 2**32, 2**18, np.uint32).view(np.float32)
+    values = np.concatenate([values, -values, random])
+    with np.errstate(invalid="ignore"):
+        expected = np.clip(values, -codes[-1], codes[-1]).astype(dtype).view(np.uint8)
+    assert same_codes(code, emulator.pack_float8(values, code), expected).all()
+
+
 @pytest.mark.parametrize("scale", ["float32", "given"])
 def test_the_lowering_knows_what_is_fused(emulator, scale):
     form = _formats.FORMATS["int8"]

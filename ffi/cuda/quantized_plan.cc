@@ -7,8 +7,8 @@ namespace {
 
 constexpr bool IsPowerOfTwo(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
-// Groups shorter than a row are found by the lanes of one warp, which hold 8 elements each of a short row and 4 of a
-// longer one. The longest have no registers for them.
+// Groups shorter than a row are found by the lanes of one warp, which hold 8 elements each. The longest rows have no
+// registers for them.
 constexpr int64_t MostOfGroup(int64_t n) { return n <= 1024 ? 256 : n < int64_t{1} << kMostQuantizedBits ? 128 : 0; }
 constexpr int64_t kLeastOfGroup = 16;
 

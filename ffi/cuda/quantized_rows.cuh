@@ -1,5 +1,5 @@
 // quantized_rows.cuh: aligned 16-bit rows of 32 to 32768 elements whose results become codes: the transforms of
-// short_rows.cuh and long_rows.cuh with other ends.
+// short_rows.cuh, up to 2048, and long_rows.cuh with other ends.
 #pragma once
 
 #include "codes.cuh"
@@ -54,8 +54,11 @@ __device__ __forceinline__ bool QuantizeFragments(const float (&sums)[kFragments
   return stopped;
 }
 
+// How many blocks of short rows are to fit on a multiprocessor: with 40, 64 and 128 registers for a thread.
+constexpr int ShortBlocksToFit(int fragments) { return BlocksToFit(fragments == 2 ? 12 : 64 / fragments); }
+
 template <typename T, typename Shape, bool kGroups>
-__global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kFragments > 2 ? 16 : 12))
+__global__ void __launch_bounds__(Shape::kThreads, ShortBlocksToFit(Shape::kFragments))
     QuantizedShortRows(const Work work) {
   constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments, kElements = kFragments * kFragment;
   static_assert(kBits >= 5, "a lane's elements are of one row and one group, and whole rows end with a group of lanes");
@@ -74,9 +77,17 @@ __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kFragments
     for (int f = 0; f < kFragments; ++f) fragments[f].LoadOwn(x + f * kFragment);
     IssueLoads();
     float v[kFragments][kSlots];
+    if constexpr (Segments<T>(kBits) == 2) {
+      constexpr int kHalf = kFragments / 2;
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
-    if constexpr (kBits > 8) Butterflies(v);
+      for (int f = 0; f < kHalf; ++f)
+        Fragment<T>::TransformSumAndDifference(v[f], v[f + kHalf], fragments[f], fragments[f + kHalf], matrices);
+      Butterflies<1, kHalf>(v);
+    } else {
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
+      if constexpr (kBits > 8) Butterflies(v);
+    }
     if (!QuantizeFragments < kBits, kGroups, kBits<8>(v, work, first)) return;
   }
   if constexpr (kBits <= 8) {
@@ -126,17 +137,17 @@ Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> s
   return kernel;
 }
 
-// The shapes, which are those for many rows unless codes want other ones: they take more registers and instructions.
-// The longest row's exchange takes as much memory in one part as in two of their own, and gives a thread 4 elements of
-// a row and not 2.
-template <typename T, int kBits, bool kFourFragments = kBits <= 8>
-struct QuantizedChoice : Choice<typename RowsChoice<T, kBits>::Many> {};
+// The shapes, which are those for many rows unless codes want other ones (docs/kernel.md). The longest row's exchange
+// takes as much memory in one part as in two of their own, and gives a thread 4 elements of a row and not 2.
 template <typename T, int kBits>
-struct QuantizedChoice<T, kBits, true> : Choice<Short<kBits, 4>> {};
+struct QuantizedChoice
+    : Choice<std::conditional_t<(kBits <= 8), Short<kBits, 4>, typename RowsChoice<T, kBits>::Many>> {};
 template <typename T>
-struct QuantizedChoice<T, 13> : Choice<Long<13, 8, 4, Exchange<1>>> {};
+struct QuantizedChoice<T, 11> : Choice<Short<11, 8>> {};
 template <typename T>
-struct QuantizedChoice<T, 11> : Choice<Long<11, 4, 14, Exchange<1>>> {};
+struct QuantizedChoice<T, 12> : Choice<Long<12, 8, 10, Exchange<1>>> {};
+template <typename T>
+struct QuantizedChoice<T, 13> : Choice<Long<13, 8, 5, Exchange<1>>> {};
 template <typename T>
 struct QuantizedChoice<T, 15>
     : Choice<Long<15, 8, 1, Exchange<1>, Staged<2, 90, kAnyTurns>>, Long<15, 8, 1, Exchange<2>>> {};

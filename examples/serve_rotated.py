@@ -48,12 +48,12 @@ import jax.numpy as jnp
 import llama
 import stored
 from flax import nnx
+from terminal import progress
 
 from jax_hadacore import QuantizedArray, hadamard, hadamard_quantize
 from jax_hadacore.bench import store
 from jax_hadacore.bench.environment import environment
 from jax_hadacore.rotations import plans, rotate
-from jax_hadacore.rotations._progress import progress
 
 OUTLIERS = 16
 SHARPNESS = 2

@@ -91,6 +91,11 @@ def test_rotations_sit_on_the_public_names(path):
     assert not {found[1] for found in own if found[1] != "rotations" and found[1].startswith("_")} - printing
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=name)
+def test_examples_are_made_of_public_names(path):
+    assert not [found for found in imports(path) if re.match(r"jax_hadacore\.(.*\.)?_", found)]
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=name)
 def test_only_public_jax(path):
     private = [found for found in imports(path) if re.match(r"(jax|jaxlib)\.(.*\.)?_", found)]

@@ -450,8 +450,7 @@ def main(arguments: Sequence[str], settings: Settings | None = None) -> None:
     parser.add_argument(
         "--budget", type=float, default=math.inf, metavar="SECONDS", help="start no run that ends later"
     )
-    stored.add_options(parser)
-    options = parser.parse_args(arguments)
+    options = stored.parsed(parser, arguments)
     if options.markdown or options.png:
         return stored.publish(options, "learning", PARTS, TITLE, chart)
     settings = settings or (TINY if options.tiny else FULL)
@@ -464,7 +463,7 @@ def main(arguments: Sequence[str], settings: Settings | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(options.folder / "compiled"))
         _go_on(results, options.folder)
     Study(settings, text, results, ends=began + options.budget, folder=options.folder).run()
-    print(stored.shown(PARTS, results.data))
+    stored.show(PARTS, results.data)
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the program; returns its exit status."""
     options = parser().parse_args(arguments)
     try:
-        run(options, " ".join(["python examples/fp8_attention_eval.py", *arguments]))
+        run(options, stored.command("examples/fp8_attention_eval.py", arguments))
     except (CheckpointError, mmlu.QuestionsError, StoreError) as error:
         print(f"fp8_attention_eval.py: {error}", file=sys.stderr)
         return 2

@@ -28,6 +28,16 @@ SharedBarrier& BarrierAt(const void* address) {
   return found->second;
 }
 
+// The running thread has arrived, or brought what it will; the turn ends with the last arrival and the last byte.
+void EndTurn(SharedBarrier& barrier) {
+  LearnFrom(barrier.arrived, *current);
+  if (barrier.left > 0 || barrier.bytes > 0) return;
+  barrier.left = barrier.arrivals;
+  ++barrier.turns;
+  Learn(barrier.ended, barrier.arrived);
+  barrier.arrived.clear();
+}
+
 void ExchangeKnowledge(void* const (&lanes)[kWarp]) {
   std::vector<uint32_t> all;
   for (void* lane : lanes) LearnFrom(all, *static_cast<Thread*>(lane));
@@ -55,17 +65,22 @@ bool WakeAtBarriers() {
 void SyncWarp() { Meet(kSyncWarp, current); }
 
 void MakeBarrier(const void* address, int arrivals) {
-  block->barriers[reinterpret_cast<uintptr_t>(address)] = {arrivals, arrivals, 0, {}, {}};
+  block->barriers[reinterpret_cast<uintptr_t>(address)] = {arrivals, arrivals, 0, 0, {}, {}};
 }
 
-void ArriveAt(const void* address) {
+void ArriveAt(const void* address) { ArriveAndExpect(address, 0); }
+
+void ArriveAndExpect(const void* address, int bytes) {
   SharedBarrier& barrier = BarrierAt(address);
-  LearnFrom(barrier.arrived, *current);
-  if (--barrier.left > 0) return;
-  barrier.left = barrier.arrivals;
-  ++barrier.turns;
-  Learn(barrier.ended, barrier.arrived);
-  barrier.arrived.clear();
+  --barrier.left;
+  barrier.bytes += bytes;
+  EndTurn(barrier);
+}
+
+void Bring(const void* address, int bytes) {
+  SharedBarrier& barrier = BarrierAt(address);
+  if ((barrier.bytes -= bytes) < 0) Fail("more bytes are brought than were expected");
+  EndTurn(barrier);
 }
 
 void WaitAt(const void* address, int turn) {

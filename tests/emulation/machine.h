@@ -47,6 +47,7 @@ struct Thread {
 // A barrier in shared memory, and what those have known who arrived in the turns that have ended, and in this one.
 struct SharedBarrier {
   int arrivals, left;
+  int bytes;       // that are to be brought in this turn
   uint32_t turns;  // that have ended
   std::vector<uint32_t> ended, arrived;
 };

@@ -265,9 +265,8 @@ class Emulator(Kernel):
     ):
         launches = (PlannedLaunch * 8)()
         with self._problem(Request(dtype, n, rows, **more)) as problem:
-            count = self._library.emulation_plan(
-                problem, processors, shared_bytes, clusters, warp_groups, inplace, launches, len(launches)
-            )
+            gpu = machine(processors, shared_bytes, clusters, warp_groups)
+            count = self._library.emulation_plan(problem, gpu, inplace, launches, len(launches))
         assert count <= len(launches)
         return launches[:count]
 

@@ -166,8 +166,8 @@ class TestRows:
         assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
 
 
-# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles and a part of one, steps of 16 in pairs and one more.
-RING = (((28,), 256), ((12,), 1024), ((36,), 256), ((100,), 64), ((344,), 32))
+# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles, and 1 to 3 quarters of one; the last one's matrix as words.
+RING = (((28,), 256), ((12,), 1024), ((36,), 256), ((100,), 64), ((140,), 64), ((344,), 32))
 # So much shared memory has room for two or three parts of most rings.
 NARROW = 100 * 1024
 
@@ -214,6 +214,12 @@ class TestRing:
         y = kernel(spoilt, **how)
         assert not np.isfinite(y[1::3].astype(np.float64)).any()
         assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
+
+
+@halves
+def test_a_ring_whose_results_leave_in_halves(kernel, dtype):
+    x, how = problem((28,), 1024, dtype, 3)
+    assert_within_bound(kernel(x, **how, warp_groups=True, processors=1), x, **how)
 
 
 @halves

@@ -12,6 +12,7 @@
 #include "launch.h"
 #include "order_ring.h"
 #include "order_words.h"
+#include "tensor_map.h"
 
 namespace jax_hadacore::cuda {
 namespace {
@@ -305,41 +306,51 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
 // How OrderRing sees a row; none where it does not serve, or was no faster than OrderRows. All rows of a length go one
 // way: the sums of the two differ.
 std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
-  constexpr int64_t kLeast = 6144;  // elements
-  constexpr int kMostParts = 16, kPartsForFewColumns = 4;
+  constexpr int64_t kLeast = 5120;  // elements
+  constexpr int kLeastParts = 2, kMostParts = 16, kPartsForFewColumns = 4;
   if (!gpu.warp_groups || layout.second || p.n < kLeast) return std::nullopt;
+  // The matrix as elements if it fits; then results in long lines.
   const auto make = [&](int64_t columns) {
-    RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0};
-    while (ring.parts < kMostParts && RingLayout{ring.columns, ring.order, ring.parts + 1}.Bytes() <= gpu.shared_bytes)
-      ++ring.parts;
+    RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0, false, 0};
+    for (const bool elements : {true, false})
+      for (const int together : {columns == 16 ? 16 : 8, 8}) {
+        ring.elements = elements, ring.together = together;
+        for (ring.parts = kMostParts; ring.parts >= kLeastParts; --ring.parts)
+          if (ring.Bytes() <= gpu.shared_bytes) return ring;
+      }
     return ring;
   };
   const int64_t power = PowerOfTwo(p) / 8, columns = std::min<int64_t>(power, kMostRingColumns);
   if (columns < 4) return std::nullopt;
   RingLayout ring = make(columns);
   // Tiles are padded to 64 a's. Where that costs most, half as many columns serve, which have twice as many a's.
-  if (columns == kMostRingColumns && 5 * ring.order < 3 * 64 * ring.Tiles()) {
+  if (columns == kMostRingColumns && 7 * ring.order < 4 * 64 * ring.Tiles()) {
     const RingLayout other = make(columns / 2);
     if (other.parts >= kPartsForFewColumns) ring = other;
   }
   const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
-  if (ring.parts < 2 || FirstStepSize(ring.order) + signs >= kManyWords) return std::nullopt;
+  if (ring.parts < kLeastParts || kMapWords + FirstStepSize(ring.order) + 4 + signs > kManyWords) return std::nullopt;
   return ring;
 }
 
 Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& ring, const Buffers& b, const Gpu& gpu) {
   const int64_t parts = DivideUp(p.rows, ring.RowsOfPart());
-  Launch launch = {p.dtype == Dtype::kF16 ? OrderRingKernel<F16>(ring.columns) : OrderRingKernel<BF16>(ring.columns),
+  Launch launch = {p.dtype == Dtype::kF16 ? OrderRingKernel<F16>(ring) : OrderRingKernel<BF16>(ring),
                    MakeWork(b.x, b.y, p.rows, p.n, 1, ring.RowsOfPart(), p.scale),
                    std::min<int64_t>(parts, gpu.processors),
-                   *FirstStepWords(*layout.first, ring.order / layout.first->order)};
+                   {}};
   launch.kernel.shared_bytes = ring.Bytes();
   Work& work = launch.work;
   work.runs = launch.blocks;
   work.order = ring.order;
   work.columns = ring.columns;
   work.ring = ring.parts;
-  work.aligned = Aligned(b.x, b.y) && p.n % 8 == 0;
+  std::optional<Words> map;
+  if (Aligned(b.x, b.y) && p.n % 8 == 0) map = TensorMap(b.x, p.rows, p.n, ring);
+  work.aligned = map.has_value();
+  launch.words = map.value_or(Words(kMapWords));
+  const Words& matrix = *FirstStepWords(*layout.first, ring.order / layout.first->order);
+  launch.words.insert(launch.words.end(), matrix.begin(), matrix.end());
   AddSigns(launch, p);
   return launch;
 }

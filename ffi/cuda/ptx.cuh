@@ -154,9 +154,9 @@ __device__ __forceinline__ void MakeBarrier(SharedAddress barrier, int arrivals)
 __device__ __forceinline__ void ArriveAt(SharedAddress barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives once the thread's copies so far have been made.
-__device__ __forceinline__ void ArriveAfterCopies(SharedAddress barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+// Arrives, and lets the turn end only when so many bytes have been brought as well.
+__device__ __forceinline__ void ArriveAndExpect(SharedAddress barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void WaitAt(SharedAddress barrier, int turn) {
   asm volatile(
@@ -164,6 +164,18 @@ __device__ __forceinline__ void WaitAt(SharedAddress barrier, int turn) {
           barrier),
       "r"(turn)
       : "memory");
+}
+
+// Brings the box that begins at these places of a tensor map to shared memory, and its bytes count at the barrier.
+__device__ __forceinline__ void BringBox(SharedAddress to, const void* map, int a, int plane, int row,
+                                         SharedAddress barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2,%3,%4,%5}], "
+      "[%6];" ::"r"(to),
+      "l"(map), "r"(0), "r"(a), "r"(plane), "r"(row), "r"(barrier)
+      : "memory");
+#endif
 }
 
 // Shared memory as the thread knows it, for products of warp groups, which read it past the caches of ordinary loads.
@@ -208,37 +220,66 @@ struct SharedColumns {
   }
 };
 
+// Operand A in shared memory: 64 rows of a matrix of `rows` rows, from row `from` on; what is not there has no meaning.
+// A row's 8 elements are followed by those of the next row, and those of the last by the next 8 columns.
+struct SharedMatrix {
+  uint64_t descriptor;
+  int rows;
+
+  __device__ __forceinline__ SharedMatrix(SharedAddress first, int rows, int from)
+      : descriptor(static_cast<uint64_t>((first + 16 * from) >> 4 & 0x3fff) | static_cast<uint64_t>(rows) << 16 |
+                   static_cast<uint64_t>(8 * 16 >> 4) << 32),
+        rows(rows) {}
+  // Those so many columns further on.
+  __device__ __forceinline__ SharedMatrix Right(int columns) const {
+    SharedMatrix right = *this;
+    right.descriptor += columns / 8 * rows;
+    return right;
+  }
+};
+
 // Products of a warp group are asynchronous. The registers that they use may be touched before BeginProducts and after
-// FinishProducts.
+// AwaitProducts. Each is followed by CommitProduct.
 __device__ __forceinline__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void FinishProducts() {
-  asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;" ::: "memory");
+__device__ __forceinline__ void CommitProduct() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// All but the last kLeft.
+template <int kLeft>
+__device__ __forceinline__ void AwaitProducts() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
-// d = A B, or with `add` d + A B. Each warp has 16 rows of A, and of the sums, of 8 columns each, as those of
-// MatrixMultiplyAdd.
-template <typename T, int kLine>
-__device__ __forceinline__ void StartProduct(float (&d)[16][4], const uint32_t (&a)[4], SharedColumns<kLine> b,
-                                             bool add) {
+// d = A B, or with `add` d + A B. Each warp has 16 rows of the sums, of 8 columns each, as those of MatrixMultiplyAdd,
+// and of A where that is in registers.
 #define FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#define PRODUCT(type)                                                                                                 \
+#define PRODUCT(type, add, operands, ...)                                                                             \
   asm volatile(                                                                                                       \
-      "{.reg .pred add; setp.ne.b32 add, %69, 0;"                                                                     \
+      "{.reg .pred add; setp.ne.b32 add, " add                                                                        \
+      ", 0;"                                                                                                          \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                                    \
       " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"  \
       "%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,"  \
-      "%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, add, 1, 1, 1;}"                                      \
+      "%56,%57,%58,%59,%60,%61,%62,%63}, " operands ";}"                                                              \
       : FOUR(0), FOUR(1), FOUR(2), FOUR(3), FOUR(4), FOUR(5), FOUR(6), FOUR(7), FOUR(8), FOUR(9), FOUR(10), FOUR(11), \
         FOUR(12), FOUR(13), FOUR(14), FOUR(15)                                                                        \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor), "r"(static_cast<int>(add)))
-  if constexpr (std::is_same_v<T, F16>) {
-    PRODUCT("f16");
-  } else {
-    PRODUCT("bf16");
+      : __VA_ARGS__)
+#define START(...)                        \
+  if constexpr (std::is_same_v<T, F16>) { \
+    PRODUCT("f16", __VA_ARGS__);          \
+  } else {                                \
+    PRODUCT("bf16", __VA_ARGS__);         \
   }
+template <typename T, int kLine>
+__device__ __forceinline__ void StartProduct(float (&d)[16][4], const uint32_t (&a)[4], SharedColumns<kLine> b,
+                                             bool add) {
+  START("%69", "{%64,%65,%66,%67}, %68, add, 1, 1, 1", "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor),
+        "r"(static_cast<int>(add)))
+}
+template <typename T, int kLine>
+__device__ __forceinline__ void StartProduct(float (&d)[16][4], SharedMatrix a, SharedColumns<kLine> b, bool add){
+    START("%66", "%64, %65, add, 1, 1, 0, 1", "l"(a.descriptor), "l"(b.descriptor), "r"(static_cast<int>(add)))}
+#undef START
 #undef PRODUCT
 #undef FOUR
-}
 
 #endif
 

@@ -21,7 +21,7 @@ Index BlockSize();
 #define __global__
 #define __grid_constant__
 #define __device__
-// Shared memory is declared `extern __shared__ T name[]`: emulator.cc defines the name. One block runs at a time.
+// Shared memory is declared `extern __shared__ T name[]`: runtime.cc defines the name. One block runs at a time.
 #define __shared__
 #define __forceinline__ inline
 #define __launch_bounds__(...)

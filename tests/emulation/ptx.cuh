@@ -19,7 +19,16 @@ void MultiplyColumns(Half type, float (&d)[16][4], const uint32_t (&a)[4], const
 void SyncWarp();
 void MakeBarrier(const void* address, int arrivals);
 void ArriveAt(const void* address);
+void ArriveAndExpect(const void* address, int bytes);
 void WaitAt(const void* address, int turn);
+
+// What the words of a tensor map are here.
+struct BoxedRows {
+  const char* x;
+  int64_t rows;
+  int order, a, line, row, box;  // sizes in bytes of an a, a line and a row; a's in a box
+};
+void Bring(const void* barrier, int bytes);
 
 uint32_t ConvertToInt8(float v);
 
@@ -119,11 +128,24 @@ inline int UniformWarp() { return static_cast<int>(threadIdx.x) / 32; }
 
 inline void MakeBarrier(SharedAddress barrier, int arrivals) { emulation::MakeBarrier(barrier, arrivals); }
 inline void ArriveAt(SharedAddress barrier) { emulation::ArriveAt(barrier); }
-inline void ArriveAfterCopies(SharedAddress barrier) {
-  FinishCopies();
-  ArriveAt(barrier);
-}
+inline void ArriveAndExpect(SharedAddress barrier, int bytes) { emulation::ArriveAndExpect(barrier, bytes); }
 inline void WaitAt(SharedAddress barrier, int turn) { emulation::WaitAt(barrier, turn); }
+
+// Lines are changed as those of SharedColumns.
+inline void BringBox(SharedAddress to, const void* map, int a, int plane, int row, SharedAddress barrier) {
+  emulation::BoxedRows rows;
+  std::memcpy(&rows, map, sizeof rows);
+  for (int i = 0; i < rows.box; ++i)
+    for (int at = 0; at < rows.line; at += 16) {
+      uint4 v = {0, 0, 0, 0};
+      if (a + i < rows.order && row < rows.rows)
+        v = *reinterpret_cast<const uint4*>(rows.x + static_cast<int64_t>(row) * rows.row + (a + i) * rows.a +
+                                            plane * rows.line + at);
+      auto address = reinterpret_cast<uintptr_t>(to + i * rows.line + at);
+      *reinterpret_cast<uint4*>(address ^ (address >> 3 & (rows.line - 16))) = v;
+    }
+  emulation::Bring(barrier, rows.box * rows.line);
+}
 
 inline void ShowToProducts() {}
 template <int kRegisters>
@@ -140,10 +162,22 @@ struct SharedColumns {
   SharedColumns Below(int rows) const { return {first + rows * kLine, further}; }
 };
 
+struct SharedMatrix {
+  SharedAddress first;
+  int rows, from;
+
+  SharedMatrix(SharedAddress first, int rows, int from) : first(first), rows(rows), from(from) {}
+  SharedMatrix Right(int columns) const { return {first + columns / 8 * rows * 16, rows, from}; }
+};
+
 // A product is computed at once, by each warp for itself. Of operand B a lane reads half a row: when one lane knows
-// that a product has been finished, all have read.
+// that products have been awaited, all have read.
 inline void BeginProducts() {}
-inline void FinishProducts() { emulation::SyncWarp(); }
+inline void CommitProduct() {}
+template <int kLeft>
+void AwaitProducts() {
+  emulation::SyncWarp();
+}
 template <typename T, int kLine>
 void StartProduct(float (&d)[16][4], const uint32_t (&a)[4], SharedColumns<kLine> b, bool add) {
   uint16_t half_row[64];
@@ -156,6 +190,21 @@ void StartProduct(float (&d)[16][4], const uint32_t (&a)[4], SharedColumns<kLine
     std::memcpy(&half_row[8 * i], &v, sizeof v);
   }
   emulation::MultiplyColumns(kHalf<T>, d, a, half_row, add);
+}
+
+// Of rows that are not there operand A has what makes no sense.
+template <typename T, int kLine>
+void StartProduct(float (&d)[16][4], SharedMatrix matrix, SharedColumns<kLine> b, bool add) {
+  uint32_t a[4];
+  for (int i = 0; i < 4; ++i) {
+    const int lane = static_cast<int>(threadIdx.x) % 128,
+              row = matrix.from + lane / 32 * 16 + lane % 32 / 4 + i % 2 * 8;
+    a[i] = 0x7fff7fff;
+    if (row < 0 || row >= matrix.rows) continue;
+    const uint4 v = *reinterpret_cast<const uint4*>(matrix.first + (i / 2 * matrix.rows + row) * 16);
+    std::memcpy(&a[i], reinterpret_cast<const char*>(&v) + lane % 4 * 4, sizeof a[i]);
+  }
+  StartProduct<T>(d, a, b, add);
 }
 
 }  // namespace jax_hadacore::cuda

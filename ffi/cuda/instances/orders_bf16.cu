@@ -5,6 +5,6 @@
 
 namespace jax_hadacore::cuda {
 template Kernel OrderRowsKernel<BF16>(int, int);
-template Kernel OrderRingKernel<BF16>(int);
+template Kernel OrderRingKernel<BF16>(const RingLayout&);
 template Kernel GroupRowsKernel<BF16>(int, bool);
 }  // namespace jax_hadacore::cuda

@@ -5,6 +5,6 @@
 
 namespace jax_hadacore::cuda {
 template Kernel OrderRowsKernel<F16>(int, int);
-template Kernel OrderRingKernel<F16>(int);
+template Kernel OrderRingKernel<F16>(const RingLayout&);
 template Kernel GroupRowsKernel<F16>(int, bool);
 }  // namespace jax_hadacore::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "fragment.cuh"
 #include "ptx.cuh"
@@ -35,7 +36,7 @@ __device__ __forceinline__ void IncludeLanes(Span& span, int lanes) {
   }
 }
 
-// And of all lanes: as integers.
+// And all that any lane holds: as integers, since numbers from 0 on are ordered as their bits are, NaN last.
 template <bool kAsymmetric>
 __device__ __forceinline__ void IncludeWarp(Span& span) {
   const auto most = [](float v) { return __uint_as_float(__reduce_max_sync(kWarp, __float_as_uint(v))); };

@@ -223,6 +223,66 @@ def test_a_ring_of_few_parts_is_used_again(kernel, dtype):
     assert_same_bits(kernel(x, **how, processors=1, shared_bytes=NARROW, order=2), kernel(x, **how))
 
 
+# Of order_floats.cuh: orders of each instance, with powers that come straight from memory, and all numbers of spans.
+FLOATS = (((4,), 32), ((12,), 128), ((20,), 64), ((28,), 256), ((36,), 32), ((44,), 512), ((60,), 64), ((76,), 32))
+FLOATS += (((84,), 32), ((100,), 32), ((116,), 32), ((140,), 32), ((148,), 64), ((172,), 32), ((180,), 32))
+
+
+@pytest.mark.parametrize(("orders", "power"), FLOATS, ids=str)
+class TestFloats:
+    def test_error_is_within_the_bound(self, kernel, orders, power):
+        x, how = problem(orders, power, FLOAT32, 3)
+        assert_within_bound(kernel(x, **how, processors=1), x, **how)
+
+    def test_rows_depend_neither_on_the_batch_nor_on_alignment(self, kernel, orders, power):
+        x, how = problem(orders, power, FLOAT32, 4)
+        whole = kernel(x, **how, processors=1)
+        assert_same_bits(kernel(x[2:3], **how), whole[2:3])
+        assert_same_bits(kernel(x, **how, processors=1, offsets=(1, 3), order=REVERSE), whole)
+        assert_same_bits(kernel(x, **how, processors=1, inplace=True), whole)
+
+    @pytest.mark.parametrize("signs_last", [False, True], ids=["first", "last"])
+    def test_signs(self, kernel, orders, power, signs_last):
+        x, how = problem(orders, power, FLOAT32, 2)
+        signs = random_signs(x.shape[1])
+        expected = kernel(x, **how) * signs.astype(x.dtype) if signs_last else kernel(x * signs.astype(x.dtype), **how)
+        how |= {"signs": signs, "signs_last": signs_last}
+        assert_same_bits(kernel(x, **how), expected)
+        assert_same_bits(kernel(x, **how, signs_on_device=True, offsets=(1, 1)), expected)
+
+
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize(("orders", "power"), [((12,), 2), ((20,), 8), ((28,), 32), ((60,), 32)], ids=str)
+class TestFloatsOfAnySize:
+    def test_subnormal_numbers_are_kept(self, kernel, orders, power, offset):
+        n = math.prod(orders) * power
+        factors = (factor(*orders),)
+        counts = rng("counts", n).integers(-9, 10, (5, n)).astype(FLOAT32)
+        exact_counts = exact(counts, factors, 1)
+        tiny = FLOAT32.type(2**-149)
+        y = kernel(counts * tiny, factors=factors, scale=1, offsets=(offset, offset), processors=1)
+        np.testing.assert_array_equal(y, (exact_counts * float(tiny)).astype(FLOAT32))
+
+    def test_single_elements_come_out_as_signs(self, kernel, orders, power, offset):
+        n = math.prod(orders) * power
+        x = np.zeros((5, n), FLOAT32)
+        x[range(5), [0, n // 3, n // 2, n - 2, n - 1]] = [1, 2**-149, -(2**-140), 2**127 / n, 1.7]
+        factors = (factor(*orders),)
+        y = kernel(x, factors=factors, scale=1, offsets=(offset, offset), processors=1)
+        np.testing.assert_array_equal(y, exact(x, factors, 1).astype(FLOAT32))
+
+    def test_rows_of_all_sizes_leave_each_other_alone(self, kernel, orders, power, offset):
+        n = math.prod(orders) * power
+        x, how = problem(orders, power, FLOAT32, 12)
+        x[::3] *= FLOAT32.type(2**-120)
+        x[1::3] *= FLOAT32.type(2**126 / n)
+        how["scale"] = 1
+        y = kernel(x, **how, offsets=(offset, offset), processors=1)
+        assert np.isfinite(y).all()
+        for i, row in enumerate(x):
+            assert_same_bits(kernel(row[None], **how), y[i : i + 1])
+
+
 @pytest.mark.parametrize("dtype", [np.dtype("bfloat16"), FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize(("order", "power"), [(12, 4), (172, 2), (60, 128)])
 def test_a_matrix_of_other_values(kernel, order, power, dtype):
@@ -280,7 +340,7 @@ class TestPlans:
         assert not {3072, 10944, 53248} & set(rings)
 
     @pytest.mark.parametrize(("orders", "power"), FUSED, ids=str)
-    def test_of_float32_with_a_small_order_are_one_pass(self, emulator, orders, power):
+    def test_of_float32_with_one_order_are_one_pass(self, emulator, orders, power):
         n = math.prod(orders) * power
         launches = emulator.plan(FLOAT32, n, 100, factors=tuple(factor(order) for order in orders))
-        assert (len(launches) == 1) == (len(orders) == 1 and orders[0] <= 28)
+        assert (len(launches) == 1) == (len(orders) == 1 and orders[0] <= 192)

@@ -84,10 +84,12 @@ Kernel GroupRowsKernel(int width, bool two_orders);
 extern template Kernel GroupRowsKernel<F16>(int, bool);
 extern template Kernel GroupRowsKernel<BF16>(int, bool);
 
-// Of float32 rows of k * 2^bits elements with small k (order_floats.cuh). The matrix travels as floats, its rows padded
-// with zeros to kMostFloatOrder of them.
-constexpr int kMostFloatOrder = 28, kMostFloatBits = 10;
-Kernel OrderFloatsKernel(int bits);
+// Of float32 rows of k * 2^m elements (order_floats.cuh); `threads` are those that a multiprocessor has registers for,
+// and MostFloatThreads of them a block's at most. Rows come through shared memory where powers are less than
+// kLeastFloatPower, or rows are not aligned.
+constexpr int kMostFloatOrder = 192, kLeastFloatPower = 32, kMostFloatPower = 2048;
+constexpr int MostFloatThreads(int of_processor) { return of_processor > 256 ? of_processor - 128 : of_processor; }
+Kernel OrderFloatsKernel(int64_t order, bool staged);
 
 // Factors and signs by themselves, for what is left (factor.cuh).
 template <typename In, typename A>

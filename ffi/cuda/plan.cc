@@ -344,36 +344,49 @@ Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& rin
   return launch;
 }
 
-// Whether OrderFloats serves, with so many bytes of shared memory to a block.
+// How OrderFloats sees a row: the order times a part of the power of two.
+struct FloatLayout {
+  int64_t order, power;
+
+  explicit FloatLayout(const Problem& p) : order(p.factors[0].order), power(PowerOfTwo(p)) {
+    // Operands are padded to 8, and sums to 16 or 8: a small order fills them twice.
+    constexpr int64_t kFull = 24;
+    for (; 2 * order <= kFull && power >= 2 * kLeastFloatPower; order *= 2) power /= 2;
+  }
+};
+
+// The bytes of shared memory that it needs for so many elements.
+int64_t FloatBytes(int64_t elements) { return DivideUp(elements, 32) * 128; }
+
+// Whether it serves, with so many bytes of shared memory to a block.
 bool OnePassFloats(const Problem& p, int64_t shared_bytes) {
   if (p.dtype != Dtype::kF32 || p.factor_count != 1 || p.factors[0].values) return false;
-  const Factor& factor = p.factors[0];
-  const int64_t words = factor.order * kMostFloatOrder + (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
-  return factor.order <= kMostFloatOrder && PowerOfTwo(p) <= int64_t{1} << kMostFloatBits && 4 * p.n <= shared_bytes &&
-         words <= kManyWords;
+  const FloatLayout layout(p);
+  const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
+  return layout.order <= kMostFloatOrder && layout.power <= kMostFloatPower && FloatBytes(p.n) <= shared_bytes &&
+         FirstStepSize(layout.order) + signs < kManyWords;
 }
 
 Launch OnFloats(const Problem& p, const Buffers& b, const Gpu& gpu) {
-  const Factor& factor = p.factors[0];
-  Launch launch = {OrderFloatsKernel(Log2(PowerOfTwo(p))), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale), 0, {}};
-  // Columns for all threads, and some rows' butterflies for all warps, but not more of the shared memory than it takes
-  // to have blocks beside each other.
-  constexpr int64_t kBlock = 24 * 1024;  // bytes
+  const FloatLayout layout(p);
+  const bool staged = layout.power < kLeastFloatPower || !Aligned(b.x, b.y);
+  Launch launch = {OrderFloatsKernel(layout.order, staged), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale), 0,
+                   *FirstStepWords(p.factors[0], layout.order / p.factors[0].order)};
   Work& work = launch.work;
+  constexpr int64_t kBlock = 24 * 1024;  // bytes of short rows
   work.per_block = std::max<int64_t>(1, std::min(DivideUp(p.rows, gpu.processors), kBlock / (4 * p.n)));
   work.aligned = Aligned(b.x, b.y) && work.per_block * p.n % 4 == 0;
-  work.order = static_cast<int>(factor.order);
+  work.order = static_cast<int>(layout.order);
+  work.columns = static_cast<int>(layout.power);
   work.scale_rest = RestOfScale(p.scale);
   launch.blocks = DivideUp(p.rows, work.per_block);
-  launch.kernel.shared_bytes = static_cast<int>(4 * p.n * work.per_block);
-  if (launch.kernel.shared_bytes <= 2 * kBlock) launch.kernel.threads /= 2;  // several blocks have room
-  std::vector<float> entries(static_cast<size_t>(factor.order * kMostFloatOrder));
-  for (int64_t row = 0; row < factor.order; ++row)
-    for (int64_t column = 0; column < factor.order; ++column)
-      entries[static_cast<size_t>(row * kMostFloatOrder + column)] =
-          SignOf(factor.signs + row * SignWords(factor.order), column) ? -1.0f : 1.0f;
-  launch.words.resize(entries.size());
-  std::memcpy(launch.words.data(), entries.data(), entries.size() * sizeof(float));
+  // The threads that a multiprocessor has registers for are shared by as many blocks as have room.
+  constexpr int64_t kLeastThreads = 128;
+  Kernel& kernel = launch.kernel;
+  kernel.shared_bytes = static_cast<int>(FloatBytes(p.n * work.per_block));
+  const int64_t blocks = std::clamp<int64_t>((gpu.shared_bytes + kReserved) / (kernel.shared_bytes + kReserved), 1,
+                                             kernel.threads / kLeastThreads);
+  kernel.threads = std::min(static_cast<int>(kernel.threads / blocks / 32 * 32), MostFloatThreads(kernel.threads));
   AddSigns(launch, p);
   return launch;
 }

@@ -89,7 +89,6 @@ __device__ __forceinline__ void WaitForCluster() {
 __device__ __forceinline__ void KeepOutOfRegisters(const uint32_t*& address) { asm volatile("" : "+l"(address)); }
 // And compute again what follows from a value.
 __device__ __forceinline__ void KeepOutOfRegisters(int& value) { asm volatile("" : "+r"(value)); }
-
 // Keeps loads before it from what follows: ptxas may put off one of several until the first has been used.
 __device__ __forceinline__ void IssueLoads() { __syncwarp(); }
 
@@ -106,6 +105,10 @@ __device__ __forceinline__ void StartCopy(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(AddressOf(shared)), "l"(global),
                "n"(kOffset), "n"(kOffset)
                : "memory");
+}
+// Asks for a line of global memory to be brought to the L2 cache.
+__device__ __forceinline__ void Prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 __device__ __forceinline__ void FinishCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

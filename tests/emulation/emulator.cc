@@ -232,7 +232,8 @@ int WordsOf(const void* function) {
     for (const int width : {1, 2, 4, 8})
       for (const bool two_orders : {false, true})
         add(GroupRowsKernel<F16>(width, two_orders)), add(GroupRowsKernel<BF16>(width, two_orders));
-    for (int bits = 0; bits <= kMostFloatBits; ++bits) add(OrderFloatsKernel(bits));
+    for (int order = 16; order <= kMostFloatOrder; order += 8)
+      for (const bool staged : {false, true}) add(OrderFloatsKernel(order, staged));
     for (const bool values : {false, true}) {
       add(FactorKernel<F16, float>(1, values));
       add(FactorKernel<BF16, float>(1, values));

@@ -73,6 +73,7 @@ inline void KeepOutOfRegisters(const uint32_t*&) {}
 inline void KeepOutOfRegisters(int&) {}
 
 inline void IssueLoads() {}
+inline void Prefetch(const void*) {}
 
 inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
 inline void ArriveAtCluster() { emulation::ArriveAtCluster(); }

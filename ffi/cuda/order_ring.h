@@ -22,6 +22,8 @@ struct RingLayout {
   constexpr int Padded() const { return (order + 15) / 16 * 16; }      // a's that products read
   constexpr int Tiles() const { return (order + 63) / 64; }            // of a's, a warp group's each
   constexpr int Slack() const { return 4 * Tiles() - Padded() / 16; }  // warps that have nothing in the last tile
+  // From one tile of a warp group to its next; there are at least as many parts.
+  constexpr int Stride() const { return (kRingMultipliers + Tiles() - 1) / Tiles(); }
   // In bytes. A row's first 8 columns come before the others.
   constexpr int Line() const { return (columns < 8 ? columns : 8) * 16; }
   constexpr int Plane() const { return Padded() * Line(); }

@@ -307,17 +307,18 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
 // way: the sums of the two differ.
 std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
   constexpr int64_t kLeast = 5120;  // elements
-  constexpr int kLeastParts = 2, kMostParts = 16, kPartsForFewColumns = 4;
+  constexpr int kMostParts = 16, kPartsForFewColumns = 4;
   if (!gpu.warp_groups || layout.second || p.n < kLeast) return std::nullopt;
-  // The matrix as elements if it fits; then results in long lines.
+  // The matrix as elements if it fits; then results in long lines. None has no parts.
   const auto make = [&](int64_t columns) {
     RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0, false, 0};
     for (const bool elements : {true, false})
       for (const int together : {columns == 16 ? 16 : 8, 8}) {
         ring.elements = elements, ring.together = together;
-        for (ring.parts = kMostParts; ring.parts >= kLeastParts; --ring.parts)
+        for (ring.parts = kMostParts; ring.parts >= std::max(2, ring.Stride()); --ring.parts)
           if (ring.Bytes() <= gpu.shared_bytes) return ring;
       }
+    ring.parts = 0;
     return ring;
   };
   const int64_t power = PowerOfTwo(p) / 8, columns = std::min<int64_t>(power, kMostRingColumns);
@@ -329,7 +330,7 @@ std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, 
     if (other.parts >= kPartsForFewColumns) ring = other;
   }
   const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
-  if (ring.parts < kLeastParts || kMapWords + FirstStepSize(ring.order) + 4 + signs > kManyWords) return std::nullopt;
+  if (ring.parts == 0 || kMapWords + FirstStepSize(ring.order) + 4 + signs > kManyWords) return std::nullopt;
   return ring;
 }
 

@@ -12,6 +12,7 @@
 #include "launch.h"
 #include "order_ring.h"
 #include "order_words.h"
+#include "pair_ring.h"
 
 namespace jax_hadacore::cuda {
 namespace {
@@ -302,6 +303,20 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
   return launch;
 }
 
+// A ring of as many parts as there is room for.
+template <typename Layout>
+Layout Fill(Layout ring, int most_parts, const Gpu& gpu) {
+  for (Layout larger = ring; larger.parts < most_parts; ring = larger) {
+    ++larger.parts;
+    if (larger.Bytes() > gpu.shared_bytes) break;
+  }
+  return ring;
+}
+
+// A warp group that waits for a turn of a place in the ring must know of the turn before: it may be so many parts
+// further than with its last tile. And one part is to come while another is read.
+int64_t LeastParts(int tiles) { return std::max<int64_t>(2, DivideUp(kRingMultipliers, tiles)); }
+
 // How OrderRing sees a row; none where it does not serve, or was no faster than OrderRows. All rows of a length go one
 // way: the sums of the two differ.
 std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
@@ -309,10 +324,7 @@ std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, 
   constexpr int kMostParts = 16, kPartsForFewColumns = 4;
   if (!gpu.warp_groups || layout.second || p.n < kLeast) return std::nullopt;
   const auto make = [&](int64_t columns) {
-    RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0};
-    while (ring.parts < kMostParts && RingLayout{ring.columns, ring.order, ring.parts + 1}.Bytes() <= gpu.shared_bytes)
-      ++ring.parts;
-    return ring;
+    return Fill(RingLayout{static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0}, kMostParts, gpu);
   };
   const int64_t power = PowerOfTwo(p) / 8, columns = std::min<int64_t>(power, kMostRingColumns);
   if (columns < 4) return std::nullopt;
@@ -323,7 +335,7 @@ std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, 
     if (other.parts >= kPartsForFewColumns) ring = other;
   }
   const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
-  if (ring.parts < 2 || FirstStepSize(ring.order) + signs >= kManyWords) return std::nullopt;
+  if (ring.parts < LeastParts(ring.Tiles()) || FirstStepSize(ring.order) + signs >= kManyWords) return std::nullopt;
   return ring;
 }
 
@@ -333,6 +345,47 @@ Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& rin
                    MakeWork(b.x, b.y, p.rows, p.n, 1, ring.RowsOfPart(), p.scale),
                    std::min<int64_t>(parts, gpu.processors),
                    *FirstStepWords(*layout.first, ring.order / layout.first->order)};
+  launch.kernel.shared_bytes = ring.Bytes();
+  Work& work = launch.work;
+  work.runs = launch.blocks;
+  work.order = ring.order;
+  work.columns = ring.columns;
+  work.ring = ring.parts;
+  work.aligned = Aligned(b.x, b.y) && p.n % 8 == 0;
+  AddSigns(launch, p);
+  return launch;
+}
+
+// How PairRing sees a row; none where it does not serve, or most of its columns would be zeros. Powers of two beyond
+// the groups go to the first step.
+std::optional<PairLayout> FindPairs(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
+  constexpr int kMostParts = 4;
+  if (!gpu.warp_groups || !layout.second) return std::nullopt;
+  const int order = static_cast<int>(layout.second->order);
+  PairLayout ring{};
+  if (PowerOfTwo(p) >= 16 && order <= 12) {
+    ring.width = 8, ring.apart = 2, ring.eights = 3;
+  } else {
+    ring.width = 4, ring.apart = 1, ring.eights = order > 40 ? 6 : 5;
+  }
+  ring.columns = order * ring.apart;
+  ring.order = static_cast<int>(p.n / (ring.columns * ring.width));
+  if (order % 2 || ring.columns <= 4 * ring.eights || ring.columns > 8 * ring.eights) return std::nullopt;
+  ring = Fill(ring, kMostParts, gpu);
+  const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
+  if (ring.parts < LeastParts(ring.Tiles()) ||
+      FirstStepSize(ring.order) + order * SignWords(order) + signs > kManyWords)
+    return std::nullopt;
+  return ring;
+}
+
+Launch OnPairs(const Problem& p, const OrderLayout& layout, const PairLayout& ring, const Buffers& b, const Gpu& gpu) {
+  const auto find = p.dtype == Dtype::kF16 ? PairRingKernel<F16> : PairRingKernel<BF16>;
+  Launch launch = {find(ring.width, ring.eights), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale),
+                   std::min<int64_t>(p.rows, gpu.processors),
+                   *FirstStepWords(*layout.first, ring.order / layout.first->order)};
+  const int64_t order = layout.second->order;
+  AppendFactor(launch.words, *layout.second, order, SignWords(order));
   launch.kernel.shared_bytes = ring.Bytes();
   Work& work = launch.work;
   work.runs = launch.blocks;
@@ -451,6 +504,7 @@ template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) {
     if (const auto ring = FindRing(p, *layout, gpu)) return {OnRing(p, *layout, *ring, b, gpu)};
+    if (const auto ring = FindPairs(p, *layout, gpu)) return {OnPairs(p, *layout, *ring, b, gpu)};
     return {OnOrderRows(p, *layout, b, gpu)};
   }
   if (OnePassFloats(p, gpu.shared_bytes)) return {OnFloats(p, b, gpu)};

@@ -229,6 +229,8 @@ int WordsOf(const void* function) {
       for (const int bits : {1, 2, 3, 4, 5})
         add(OrderRowsKernel<F16>(bits, count - 1)), add(OrderRowsKernel<BF16>(bits, count - 1));
     for (const int columns : {4, 8, 16}) add(OrderRingKernel<F16>(columns)), add(OrderRingKernel<BF16>(columns));
+    for (const int eights : {3, 5, 6})
+      add(PairRingKernel<F16>(eights == 3 ? 8 : 4, eights)), add(PairRingKernel<BF16>(eights == 3 ? 8 : 4, eights));
     for (const int width : {1, 2, 4, 8})
       for (const bool two_orders : {false, true})
         add(GroupRowsKernel<F16>(width, two_orders)), add(GroupRowsKernel<BF16>(width, two_orders));

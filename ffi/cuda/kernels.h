@@ -85,6 +85,14 @@ Kernel GroupRowsKernel(int width, bool two_orders);
 extern template Kernel GroupRowsKernel<F16>(int, bool);
 extern template Kernel GroupRowsKernel<BF16>(int, bool);
 
+// Of two orders for groups of warps (pair_ring.cuh), for groups of 4 elements and 8 * `eights` columns, 5 or 6, or of 8
+// elements, two side by side, and 3.
+template <typename T>
+Kernel PairRingKernel(int width, int eights);
+
+extern template Kernel PairRingKernel<F16>(int, int);
+extern template Kernel PairRingKernel<BF16>(int, int);
+
 // Of float32 rows of k * 2^bits elements with small k (order_floats.cuh). The matrix travels as floats, its rows padded
 // with zeros to kMostFloatOrder of them.
 constexpr int kMostFloatOrder = 28, kMostFloatBits = 10;

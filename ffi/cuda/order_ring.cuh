@@ -249,8 +249,8 @@ __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t*
         WaitAt(read(place), turn ^ 1);
         // A warp group that waits for a turn has to know of the one before, and knows of the part that it had last. So
         // rows come in this order, as far as it matters: boxes alone may overtake each other.
-        if (const int other = place + ring.Stride(); ring.Stride() < ring.parts)
-          WaitAt(brought(other % ring.parts), other < ring.parts ? turn ^ 1 : turn);
+        const int stride = TileStride(ring.Tiles()), other = place + stride;
+        if (stride < ring.parts) WaitAt(brought(other % ring.parts), other < ring.parts ? turn ^ 1 : turn);
         ArriveAndExpect(brought(place), ring.Part());
         for (int plane = 0; plane < ring.RowsOfPart() * ring.Planes(); ++plane)
           for (int a = 0; a < ring.Padded(); a += ring.Box())

@@ -9,6 +9,9 @@ constexpr int kRingMultipliers = 3;  // warp groups; one more brings the rows
 constexpr int kRingGroups = 16;      // of 8 elements, side by side: the columns of as many rows as it takes
 constexpr int kMapWords = 32;        // of the tensor map of x, the first of a launch's words
 
+// How many parts it is, at most, from one tile of a warp group to its next.
+constexpr int TileStride(int tiles) { return (kRingMultipliers + tiles - 1) / tiles; }
+
 // In order: the ring, whose parts are of that many rows; the matrix, as its elements where there is room, or as its
 // words; a place for each warp that multiplies, through which its results leave; barriers, three for each part, and one
 // for the matrix.
@@ -22,8 +25,6 @@ struct RingLayout {
   constexpr int Padded() const { return (order + 15) / 16 * 16; }      // a's that products read
   constexpr int Tiles() const { return (order + 63) / 64; }            // of a's, a warp group's each
   constexpr int Slack() const { return 4 * Tiles() - Padded() / 16; }  // warps that have nothing in the last tile
-  // From one tile of a warp group to its next; there are at least as many parts.
-  constexpr int Stride() const { return (kRingMultipliers + Tiles() - 1) / Tiles(); }
   // In bytes. A row's first 8 columns come before the others.
   constexpr int Line() const { return (columns < 8 ? columns : 8) * 16; }
   constexpr int Plane() const { return Padded() * Line(); }

@@ -287,6 +287,13 @@ class Emulator(Kernel):
         with self._problem(request) as problem:
             return bool(self._library.emulation_fuses_codes(problem, ctypes.byref(quantization.struct(0))))
 
+    def pack_float8(self, values, code):
+        """Rounds an even number of float32 values as GPUs before sm_89 do."""
+        codes = np.zeros(values.shape, np.uint8)
+        count = ctypes.c_int64(values.size)
+        self._library.emulation_pack_float8(values.ctypes, count, code == "float8_e5m2", codes.ctypes)
+        return codes
+
     def _run_codes(self, request, quantization, buffers, given, schedule):
         x, *results = buffers
         addresses = QuantizedBuffersStruct(*(r.array.ctypes.data if r else None for r in results))

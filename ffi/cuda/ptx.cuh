@@ -51,6 +51,17 @@ __device__ __forceinline__ float ApproximateReciprocal(float v) {
   return reciprocal;
 }
 
+// Two numbers rounded to nearest even, as int8 in the low half; what is too large becomes -128 or 127, and NaN 0. The
+// low half of `rest` becomes the high one.
+__device__ __forceinline__ uint32_t PackInt8(float low, float high, uint32_t rest = 0) {
+  uint32_t packed;
+  asm("{.reg .s32 low, high; cvt.rni.s32.f32 low, %1; cvt.rni.s32.f32 high, %2; cvt.pack.sat.s8.s32.b32 %0, high, low, "
+      "%3;}"
+      : "=r"(packed)
+      : "f"(low), "f"(high), "r"(rest));
+  return packed;
+}
+
 // Two float8 numbers, rounded to nearest even: what is too large becomes the largest, and NaN 0x7f. From sm_89 on.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
 __device__ __forceinline__ uint32_t ConvertToE4M3(float low, float high) {

@@ -182,6 +182,13 @@ constexpr Collective kMultiplyMatrices[] = {{"mma f16", MultiplyMatrices}, {"mma
 
 }  // namespace
 
+// cvt.rni.s32.f32 and cvt.pack.sat.s8.s32, of one number.
+uint32_t ConvertToInt8(float v) {
+  if (std::isnan(v)) return 0;
+  const double limited = std::min(std::max<double>(v, -128), 127.0);
+  return static_cast<uint8_t>(static_cast<int8_t>(std::nearbyint(limited)));
+}
+
 // cvt.rn.satfinite.{e4m3x2,e5m2x2}.f32, of one number: the nearest of all, of two the one with an even code; every NaN
 // becomes 0x7f.
 uint32_t Convert(Float8 type, float v) {

@@ -34,6 +34,8 @@ struct BoxedRows {
 };
 void Bring(const void* barrier, int bytes);
 
+uint32_t ConvertToInt8(float v);
+
 enum class Float8 { kE4M3, kE5M2 };
 uint32_t Convert(Float8 type, float v);
 
@@ -68,6 +70,9 @@ float2 Unpack(uint32_t packed) {
 inline float MaxOrNan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : std::max(a, b); }
 inline float ApproximateReciprocal(float v) { return std::nextafter(1 / v, 0.0f); }
 
+inline uint32_t PackInt8(float low, float high, uint32_t rest = 0) {
+  return emulation::ConvertToInt8(low) | emulation::ConvertToInt8(high) << 8 | rest << 16;
+}
 inline uint32_t ConvertToE4M3(float low, float high) {
   return emulation::Convert(emulation::Float8::kE4M3, low) | emulation::Convert(emulation::Float8::kE4M3, high) << 8;
 }

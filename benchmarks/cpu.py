@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_hadacore import _ffi, decompose, hadamard
+from jax_hadacore import _ffi, decompose, hadamard, hadamard_quantize
 from jax_hadacore._measure import sign_matrix
 from jax_hadacore.bench.device import problem
 from jax_hadacore.bench.environment import environment
@@ -215,24 +215,27 @@ def dense_time(x: np.ndarray) -> float:
     return min(times)
 
 
-QUANTIZE = "quantize"
-jax.ffi.register_ffi_target(QUANTIZE, _ffi.CPU.module.quantize_handler(), platform="cpu")
-# The code, its largest number, the type of the scales, and how many elements share one; 0 for a row.
+# Options of hadamard_quantize; the code, its largest number, the type of the scales, and how many elements share one; 0
+# for a row.
 QUANTIZED = {
-    "int8, row": ("int8", 127, "float32", 0),
-    "float8_e4m3fn, row": ("float8_e4m3fn", 448, "float32", 0),
-    "float8_e4m3fn, 32": ("float8_e4m3fn", 448, "float32", 32),
-    "mxfp8": ("float8_e4m3fn", 448, "float8_e8m0fnu", 32),
+    "int8, row": ({"qtype": "int8"}, "int8", 127, "float32", 0),
+    "float8_e4m3fn, row": ({"qtype": "float8_e4m3fn"}, "float8_e4m3fn", 448, "float32", 0),
+    "float8_e4m3fn, 32": (
+        {"qtype": "float8_e4m3fn", "granularity": ("block", 32)},
+        "float8_e4m3fn",
+        448,
+        "float32",
+        32,
+    ),
+    "mxfp8": ({"qtype": "mxfp8"}, "float8_e4m3fn", 448, "float8_e8m0fnu", 32),
 }
 
 
 def quantizers(name: str, x: jax.Array) -> dict[str, Callable]:
     """Functions of x that return codes and scales: one call of the kernel, and the kernel's transform and XLA."""
-    code, largest, scale_type, group = QUANTIZED[name]
+    options, code, largest, scale_type, group = QUANTIZED[name]
     rows, n = x.shape
     group = group or n
-    results = [jax.ShapeDtypeStruct(x.shape, code), jax.ShapeDtypeStruct((rows, n // group), scale_type)]
-    attributes = {"scale": np.float64(n**-0.5), "code": code, "scale_type": scale_type, "group": np.int64(group)}
 
     def by_xla(x):
         w = hadamard(x.astype(jnp.float32)).reshape(rows, n // group, group)
@@ -246,7 +249,8 @@ def quantizers(name: str, x: jax.Array) -> dict[str, Callable]:
         return codes.astype(code).reshape(x.shape), scales.astype(scale_type)
 
     def by_kernel(x):
-        return jax.ffi.ffi_call(QUANTIZE, results)(x, **attributes)
+        q = hadamard_quantize(x, **options)
+        return q.values, q.scales
 
     return {"transform": hadamard, "kernel": by_kernel, "xla": by_xla}
 

@@ -1,6 +1,6 @@
 """Does learning rotations help? W4A4KV4 perplexity of small Llamas before and after, paired over seeds.
 
-    python benchmarks/learning.py [--tiny] [--json FILE] [--folder FOLDER] [--budget SECONDS]
+    python benchmarks/learning.py [--tiny] [--json FILE] [--folder FOLDER] [--data-seed SEED] [--budget SECONDS]
 
 Each data seed is a Llama of bytes that is trained from scratch, with two outlier channels from the start
 (examples/training.py). Its perplexities per byte, on fixed batches of files that it was not trained on, are
@@ -14,7 +14,9 @@ weights unquantised while learning. A learned model is compared with its own sta
 so that what the seeds do cancels out; beside it stands what another draw of the signs does. R3 and R4 are not learned.
 
 Results are stored row by row. With --folder, a second call goes on where the first stopped: trained models are kept
-there, and compiled programs. What the budget has no time for is left out, and the table counts what it is from.
+there, and compiled programs. What the budget has no time for is left out, and the table counts what it is from. On
+several GPUs, a process on each studies the model of one --data-seed; they share the folder, and a call without a seed
+puts together what they have found.
 
 Sources: Liu et al., SpinQuant (2024, arXiv:2405.16406); Ashkboos et al., QuaRot (2024, arXiv:2404.00456).
 """
@@ -53,7 +55,6 @@ import training
 ALL = ("R1", "R2", "R3", "R4")
 ROTATED = (("R1",), ("R1", "R2"), ALL)
 TABLES = ("models", "starts", "learned")
-KEPT = "results.json"
 COMPILERS = 4  # programs that are compiled at a time, on a GPU; a CPU is busy with one
 
 
@@ -127,22 +128,32 @@ VARIANTS = (
 class Study:
     """Everything that is measured, in the order of its importance."""
 
-    def __init__(self, settings: Settings, text: training.Text, results: Results, *, ends: float, folder: Path | None):
+    def __init__(
+        self,
+        settings: Settings,
+        text: training.Text,
+        results: Results,
+        *,
+        data_seeds: Sequence[int],
+        ends: float,
+        folder: Path | None,
+    ):
         self.settings, self.text, self.results, self.ends, self.folder = settings, text, results, ends, folder
+        self.data_seeds = data_seeds
         self.batches = training.held_out_batches(text, settings.size)
         self.seconds: dict[str, float] = {}  # of the slowest run of a variant so far
-        self.models: list[training.Params] = []
+        self.models: dict[int, training.Params] = {}
 
     def run(self) -> None:
         s = self.settings
         with ThreadPoolExecutor(COMPILERS if jax.default_backend() == "gpu" else 1) as pool:
             start = time.monotonic()
             pool.map(self._compile, VARIANTS)
-            for data_seed in range(s.data_seeds):
-                self.models.append(self._trained(data_seed))
+            for data_seed in self.data_seeds:
+                self.models[data_seed] = self._trained(data_seed)
                 self._judge_starts(data_seed)
         self._took("models, starts and compilation", start)
-        pairs = list(itertools.product(range(s.rotation_seeds), range(s.data_seeds)))
+        pairs = list(itertools.product(range(s.rotation_seeds), self.data_seeds))
         for rotation_seed, data_seed in pairs:
             self._learn(RECIPE, data_seed, rotation_seed)
         # In rounds over all models and variants, so that a study that stops early has compared like with like.
@@ -251,9 +262,10 @@ class Study:
         seconds = time.monotonic() - start
         self.results.note("seconds", self.results.data.get("seconds", {}) | {what: round(seconds, 1)})
         if self.folder:
-            part = self.folder / f"{KEPT}.part"
+            kept = self.folder / f"results-{'-'.join(map(str, self.data_seeds))}.json"
+            part = kept.with_suffix(".part")
             part.write_text(store.text(self.results.data))
-            part.replace(self.folder / KEPT)
+            part.replace(kept)
         print(f"{seconds:7.1f} s  {what}", file=sys.stderr)
 
 
@@ -426,14 +438,19 @@ def _described(settings: Settings, text: training.Text) -> dict:
     }
 
 
-def _go_on(results: Results, folder: Path) -> None:
-    """Takes over the rows of an earlier call, of those models that it has kept."""
-    path = folder / KEPT
-    data = json.loads(path.read_text()) if path.exists() else {}
-    if data.get("settings") == results.data["settings"]:
+def _go_on(results: Results, folder: Path, data_seeds: Sequence[int]) -> None:
+    """Takes over the rows of earlier calls, of those models that have been kept."""
+    seen = []
+    for path in sorted(folder.glob("results-*.json")):
+        data = json.loads(path.read_text())
+        if data.get("settings") != results.data["settings"]:
+            continue
         for table in TABLES:
             for row in data.get(table, []):
-                if _kept_model(folder, row["data_seed"]).exists():
+                key = [table, *(row.get(name) for name in ("data_seed", "rotation_seed", "rotations", "variant"))]
+                kept = row["data_seed"] in data_seeds and _kept_model(folder, row["data_seed"]).exists()
+                if kept and key not in seen:
+                    seen.append(key)
                     results.add(table, row)
 
 
@@ -448,13 +465,18 @@ def main(arguments: Sequence[str], settings: Settings | None = None) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this, not on Python's standard library")
     parser.add_argument("--folder", type=Path, help="keep models and compiled programs here, and go on from them")
     parser.add_argument(
+        "--data-seed", type=int, metavar="SEED", help="only the model of this seed; other calls may share the folder"
+    )
+    parser.add_argument(
         "--budget", type=float, default=math.inf, metavar="SECONDS", help="start no run that ends later"
     )
-    stored.add_options(parser)
-    options = parser.parse_args(arguments)
+    options = stored.parsed(parser, arguments)
     if options.markdown or options.png:
         return stored.publish(options, "learning", PARTS, TITLE, chart)
     settings = settings or (TINY if options.tiny else FULL)
+    data_seeds = range(settings.data_seeds) if options.data_seed is None else [options.data_seed]
+    if options.data_seed not in (None, *range(settings.data_seeds)):
+        parser.error(f"--data-seed is one of 0 to {settings.data_seeds - 1}, got {options.data_seed}")
     text = training.read_text(options.text)
     results = Results(options.json, environment(stored.command("benchmarks/learning.py", arguments)))
     results.note("settings", _described(settings, text))
@@ -462,9 +484,10 @@ def main(arguments: Sequence[str], settings: Settings | None = None) -> None:
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(options.folder / "compiled"))
-        _go_on(results, options.folder)
-    Study(settings, text, results, ends=began + options.budget, folder=options.folder).run()
-    print(stored.shown(PARTS, results.data))
+        _go_on(results, options.folder, data_seeds)
+    ends = began + options.budget
+    Study(settings, text, results, data_seeds=data_seeds, ends=ends, folder=options.folder).run()
+    stored.show(PARTS, results.data)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 compute-sanitizer --tool memcheck python benchmarks/sanitize.py [TYPE]...
 """
 
+import math
 import sys
 
 import jax
@@ -14,6 +15,9 @@ from jax_hadacore._orders import order_matrix
 from jax_hadacore._signs import pack
 
 BUFFER = 3 << 16  # elements
+# Lengths and rows with which places of rings (order_ring.cuh, pair_ring.cuh) are used several times on 132
+# multiprocessors, 16-bit.
+RINGS = ((24576, 400), (9216, 1325), (11008, 1590), (9984, 664))
 TYPES = ("float16", "bfloat16", "float32", "float64")
 POWERS = tuple(1 << bits for bits in range(17))
 # Every layout that the kernels of orders tell apart, and what is left to sums of a factor.
@@ -36,14 +40,15 @@ def main(types: list[str]) -> None:
     workspace = jnp.zeros(BUFFER, jnp.float64)
     generator = np.random.default_rng(0)
     for dtype in map(jnp.dtype, types or TYPES):
-        x = jnp.asarray(generator.standard_normal(BUFFER).astype(dtype))
+        rings = RINGS if dtype.itemsize == 2 else ()
+        x = jnp.asarray(generator.standard_normal(max([BUFFER, *map(math.prod, rings)]), np.float32).astype(dtype))
         y = jnp.zeros_like(x)
         jax.block_until_ready((x, y, workspace))
-        for n in (*POWERS, *ORDERS):
+        for n in (*POWERS, *ORDERS, *(n for n, _ in rings)):
             *orders, _ = decompose(n)
             factors = np.concatenate([pack(order_matrix(k) < 0).ravel() for k in orders] or [np.zeros(1, np.uint32)])
             signs = pack(generator.random(n) < 0.5)
-            for rows in sorted({1, 3, max(1, 5000 // n)}):
+            for rows in sorted({1, 3, max(1, 5000 // n)} | {rows for length, rows in rings if length == n}):
                 for with_signs in (False, True):
                     problem = _cuda.Problem(
                         getattr(_cuda.Dtype, dtype.name),

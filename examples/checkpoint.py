@@ -6,8 +6,10 @@ parallelism: two sums over the devices in each layer, which XLA adds. One tensor
 """
 
 import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +18,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-from jax_hadacore.rotations._checkpoint import Checkpoint
-from jax_hadacore.rotations._progress import progress
-from jax_hadacore.rotations._record import KEY
-from jax_hadacore.rotations._safetensors import CheckpointError
+from safetensors import SafetensorError, safe_open
+from terminal import progress
 
 # Which axis is split: of the tensor in the file, which is (out, in), and of the parameter, (in, out).
 _SPLIT = {
@@ -31,7 +30,37 @@ _SPLIT = {
 }
 _OUTSIDE_LAYERS = {"embedder": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
 _SCALING = ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings")
-_DTYPES = ("bfloat16", "float16", "float32")
+_DTYPES = ("BF16", "F16", "F32")  # the format's names
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message is one line and names the folder or the file."""
+
+
+class Checkpoint:
+    """config.json and .safetensors files, of which only the headers are in memory.
+
+    Attributes:
+        folder: where they are.
+        config: what config.json says.
+        shards: the .safetensors files.
+        tensors: of all shards, by their names; slicing one reads that part.
+    """
+
+    def __init__(self, folder: Path):
+        index = folder / "model.safetensors.index.json"
+        names = {"model.safetensors"}
+        try:
+            self.config = json.loads((folder / "config.json").read_bytes())
+            if index.exists():
+                names = set(json.loads(index.read_bytes())["weight_map"].values())
+            self.folder, self.shards = folder, [folder / name for name in sorted(names)]
+            files = [safe_open(path, framework="numpy") for path in self.shards]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}: not a checkpoint of config.json and .safetensors files: {error}"
+            ) from error
+        self.tensors = {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
 class _Tensor(NamedTuple):
@@ -58,7 +87,7 @@ def load(
     """The model of a checkpoint.
 
     Args:
-        checkpoint: from `open_checkpoint`.
+        checkpoint: of Hugging Face.
         dtype: of parameters and activations.
         devices: those that the parameters are split over; all by default.
 
@@ -72,11 +101,10 @@ def load(
     tensors = {path: _tensor(path, parameters[path].shape, config, mesh.size) for path in parameters}
     _check(checkpoint, list(tensors.values()), tied=config.tied)
     placed = {}
-    with progress(checkpoint.size, in_bytes=True) as read:
+    with progress(sum(parameter.size for parameter in parameters.values())) as read:
         for path, tensor in tensors.items():
-            values = checkpoint.read(tensor.name)
-            placed[path] = parameters[path].replace(_placed(values, tensor, mesh, dtype))
-            read("loading", values.nbytes)
+            placed[path] = parameters[path].replace(_placed(checkpoint.tensors[tensor.name], tensor, mesh, dtype))
+            read("loading", parameters[path].size)
     return nnx.merge(graph, nnx.from_flat_state(placed))
 
 
@@ -99,7 +127,7 @@ def configuration(checkpoint: Checkpoint, dtype: str) -> llama.Config:
     for key, values in known.items():
         if found.get(key) not in values:
             raise CheckpointError(f"{path}: {key} must be {values[0]!r}, got {found.get(key)!r}")
-    if online := found.get(KEY, {}).get("online"):
+    if online := found.get("jax_hadacore", {}).get("online"):
         raise CheckpointError(f"{path}: its model must apply {', '.join(online)}, which is not done here")
     rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
     heads = size("num_attention_heads")
@@ -153,30 +181,29 @@ def _tensor(path: tuple, shape: tuple[int, ...], config: llama.Config, devices: 
 def _check(checkpoint: Checkpoint, tensors: Sequence[_Tensor], *, tied: bool) -> None:
     """The checkpoint has the tensors of this model and no others: a bias or a norm more is another model's."""
     wanted = {tensor.name for tensor in tensors}
-    given = {name for name in checkpoint.places if not name.endswith(".rotary_emb.inv_freq")}
+    given = {name for name in checkpoint.tensors if not name.endswith(".rotary_emb.inv_freq")}
     if tied:
         given.discard("lm_head.weight")
     for names, problem in (wanted - given, "lacks"), (given - wanted, "has, unlike the model here,"):
         if names:
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(f"{checkpoint.folder}: the checkpoint {problem} {min(names)}{others}")
-    found = checkpoint.shapes()
     for tensor in tensors:
-        one = found[tensor.name]
-        if one.shape != tensor.stored or one.dtype.name not in _DTYPES:
+        shape, dtype = checkpoint.tensors[tensor.name].get_shape(), checkpoint.tensors[tensor.name].get_dtype()
+        if tuple(shape) != tensor.stored or dtype not in _DTYPES:
             raise CheckpointError(
                 f"{checkpoint.folder}: {tensor.name} must have the shape {list(tensor.stored)}, by config.json, and "
-                f"be of {' or '.join(_DTYPES)}; got {list(one.shape)} and {one.dtype.name}"
+                f"be of {' or '.join(_DTYPES)}; got {shape} and {dtype}"
             )
 
 
-def _placed(values: np.ndarray, tensor: _Tensor, mesh: Mesh, dtype: str) -> jax.Array:
-    """A parameter on the devices, each of which transposes its own part."""
+def _placed(values: Any, tensor: _Tensor, mesh: Mesh, dtype: str) -> jax.Array:
+    """A parameter on the devices: of each its part is read, which it transposes itself."""
     stored, wanted = (
         NamedSharding(mesh, P() if tensor.split is None else P(*[None] * axis, "devices"))
         for axis in tensor.split or (0, 0)
     )
-    on_devices = jax.make_array_from_callback(values.shape, stored, lambda index: values[index])
+    on_devices = jax.make_array_from_callback(tensor.stored, stored, lambda index: values[index])
     # Waiting keeps a single tensor in host memory.
     return jax.block_until_ready(_layout(tensor.shape, wanted, dtype, tensor.transposed)(on_devices))
 

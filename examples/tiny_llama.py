@@ -36,7 +36,6 @@ import llama
 import stored
 import training
 
-from jax_hadacore.bench import store
 from jax_hadacore.bench.environment import environment
 
 ROTATIONS = ((), ("R1",), ("R1", "R2"), ("R1", "R2", "R3", "R4"))
@@ -104,7 +103,7 @@ def draw(data: dict) -> Any:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.margins(x=0.12)
-    ticks = [exact, *(statistics.fmean(row["perplexity"]) for row in (rows[-1], rows[0]))]
+    ticks = [exact, statistics.fmean(rows[0]["perplexity"])]  # the others stand beside their points
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(axis="x", alpha=0.25)
@@ -121,8 +120,7 @@ def main(arguments: Sequence[str], size: training.Size | None = None) -> None:
     sizes.add_argument("--large", action="store_true", help="32 million parameters, for a GPU")
     parser.add_argument("--plain", action="store_true", help="no outlier channels")
     parser.add_argument("--text", type=Path, metavar="FILE", help="train on this, not on Python's standard library")
-    stored.add_options(parser)
-    options = parser.parse_args(arguments)
+    options = stored.parsed(parser, arguments)
     if options.markdown or options.png:
         return stored.publish(options, "tiny-llama", (table,), TITLE, draw)
     size = size or (training.SMALL if options.small else training.LARGE if options.large else training.USUAL)
@@ -140,9 +138,7 @@ def main(arguments: Sequence[str], size: training.Size | None = None) -> None:
     }
     data = {"environment": environment(stored.command("examples/tiny_llama.py", arguments)), "settings": settings}
     data["rows"] = list(measure(size, text, offsets))
-    print(stored.shown((table,), data))
-    if options.json:
-        options.json.write_text(store.text(data))
+    stored.show((table,), data, options.json)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ import llama
 import numpy as np
 import optax
 from flax import nnx
+from terminal import progress
 
 from jax_hadacore import hadamard, hadamard_fake_quantize
 from jax_hadacore.rotations import Plan, Rotation, fake_quant, plans, rotate
-from jax_hadacore.rotations._progress import progress
 
 HELD_OUT = 16  # one file in so many, by a checksum of its name; of a single file, the last part
 # Added to the first channels of the embedding before training, which keeps them: small models have no outliers else.

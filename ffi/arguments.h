@@ -158,4 +158,11 @@ class ProblemReader {
   std::string why_;
 };
 
+// The parameters of every handler, up to its first result: the context, a stream or XLA's threads, x and what follows.
+template <typename Context>
+auto BindOperands() {
+  using Buffer = xla::ffi::AnyBuffer;
+  return xla::ffi::Ffi::Bind().Ctx<Context>().template Arg<Buffer>().RemainingArgs().template Ret<Buffer>();
+}
+
 }  // namespace jax_hadacore

@@ -8,7 +8,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from . import _formats, _quantize_primitive, _quantize_reference, _transform
+from . import _formats, _options, _quantize_primitive, _quantize_reference, _shardings, _transform
 from ._formats import Format, Granularity, Quantizer
 from ._quantized_array import QuantizedArray
 
@@ -16,7 +16,7 @@ from ._quantized_array import QuantizedArray
 class Request(NamedTuple):
     """What is static in a call: what a compiled program is found by."""
 
-    options: _transform.Options
+    options: _options.Options
     format: Format
     granularity: Granularity
     asymmetric: bool
@@ -48,7 +48,7 @@ def parsed(
     transpose=False,
 ) -> tuple[Arrays, Request]:
     """The arguments, as far as they can be checked without an axis."""
-    options, negative = _transform.parsed(
+    options, negative = _options.parsed(
         axis=axis,
         scale=scale,
         block_size=block_size,
@@ -89,11 +89,11 @@ def _parsed_scale(scale) -> jax.Array:
 def quantize(x, negative, given, key, request: Request) -> QuantizedArray:
     if jnp.iscomplexobj(x):
         raise TypeError(f"hadamard_quantize: x must be real, got dtype {x.dtype.name}. Quantise both parts.")
-    task = _transform.resolved(x, negative, request.options)
+    task = _options.resolved(x, negative, request.options)
     y = jnp.moveaxis(x, task.axis, -1)
-    split = _transform.split_last_axis(y)
+    split = _shardings.split_last_axis(y)
     if split:
-        y = _transform.whole(y, split)
+        y = _shardings.whole(y, split)
     quantizer = _formats.quantizer(request.format, request.granularity, y.shape[-1], asymmetric=request.asymmetric)
     codes, *per_group = _quantize_last(y, given, key, task=task, options=request.options, quantizer=quantizer)
     if split:
@@ -134,16 +134,16 @@ def _no_derivative(request, primals, tangents):
 
 
 def _quantize_last(
-    y: jax.Array, given, key, *, task: _transform.Task, options: _transform.Options, quantizer: Quantizer
+    y: jax.Array, given, key, *, task: _options.Task, options: _options.Options, quantizer: Quantizer
 ) -> list[jax.Array]:
     """Transforms and quantises the last axis, in one where signs and scales can be part of a call."""
     signs_fit = task.minus is None or _transform.fits_a_call(y, task.minus, task.n)
-    scale_fits = given is None or _transform.varying(given) <= _transform.varying(y)
+    scale_fits = given is None or _shardings.varying(given) <= _shardings.varying(y)
     if key is None and signs_fit and scale_fits:
         return _quantize_primitive.transform_and_quantize(
             y,
             quantizer=quantizer,
-            scale=_transform.checked_scale(options, task.n, y.dtype),
+            scale=_options.checked_scale(options, task.n, y.dtype),
             length=task.n,
             negative=task.minus,
             given=given,

@@ -13,7 +13,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != _ROOT]
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.sharding import AxisType, Mesh  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -91,6 +93,17 @@ def eight_cpu_devices():
     devices = jax.devices("cpu")
     assert len(devices) >= 8
     return devices[:8]
+
+
+@pytest.fixture
+def mesh(eight_cpu_devices):
+    """Makes meshes of CPU devices: of a shape, with names and a kind of axes."""
+
+    def mesh(shape, names=("tp",), kind=AxisType.Auto):
+        grid = np.array(eight_cpu_devices[: np.prod(shape)]).reshape(shape)
+        return Mesh(grid, names, axis_types=(kind,) * len(names))
+
+    return mesh
 
 
 @pytest.fixture

@@ -8,18 +8,11 @@ import numpy as np
 import oracle
 import pytest
 from cases import rng
+from kernels import pack
 
 from jax_hadacore import _ffi
 
 CPU = _ffi.CPU.module
-
-
-def words_of(minus):
-    """Packed signs of the last axis, where `minus` is true: elements 2 i and 2 i + 1 have the bits i and 16 + i."""
-    pad = [(0, 0)] * (minus.ndim - 1) + [(0, -minus.shape[-1] % 32)]
-    pairs = np.pad(minus, pad).reshape(*minus.shape[:-1], -1, 16, 2).astype(np.uint32)
-    index = np.arange(16, dtype=np.uint32)
-    return np.ascontiguousarray((pairs[..., 0] << index | pairs[..., 1] << index + 16).sum(-1, dtype=np.uint32))
 
 
 class Transform(NamedTuple):
@@ -59,10 +52,10 @@ class Transform(NamedTuple):
     @contextlib.contextmanager
     def problem(self, x):
         """For the kernel, of x's rows of n elements."""
-        packed = [words_of(matrix < 0).ravel() for matrix in self.matrices if not self.real]
+        packed = [pack(matrix < 0).ravel() for matrix in self.matrices if not self.real]
         factors = np.concatenate([*packed, np.zeros(0, np.uint32)])
         values = self.matrices[0].copy() if self.real else None
-        signs = None if self.signs is None else words_of(self.signs < 0)
+        signs = None if self.signs is None else pack(self.signs < 0)
         yield CPU.Problem(
             getattr(CPU.Dtype, x.dtype.name),
             self.n,
@@ -81,10 +74,10 @@ class Transform(NamedTuple):
         if self.real:
             attributes["matrix"] = self.matrices[0].ravel()
         elif self.orders:
-            attributes["factors"] = np.concatenate([words_of(matrix < 0).ravel() for matrix in self.matrices])
+            attributes["factors"] = np.concatenate([pack(matrix < 0).ravel() for matrix in self.matrices])
         if self.signs is None:
             return attributes, []
-        words = words_of(self.signs < 0)
+        words = pack(self.signs < 0)
         attributes["signs_last"] = np.bool_(self.signs_last)
         return (attributes, [words]) if self.signs_last else ({**attributes, "signs": words}, [])
 

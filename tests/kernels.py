@@ -265,9 +265,8 @@ class Emulator(Kernel):
     ):
         launches = (PlannedLaunch * 8)()
         with self._problem(Request(dtype, n, rows, **more)) as problem:
-            count = self._library.emulation_plan(
-                problem, processors, shared_bytes, clusters, warp_groups, inplace, launches, len(launches)
-            )
+            gpu = machine(processors, shared_bytes, clusters, warp_groups)
+            count = self._library.emulation_plan(problem, gpu, inplace, launches, len(launches))
         assert count <= len(launches)
         return launches[:count]
 
@@ -287,6 +286,13 @@ class Emulator(Kernel):
     def fuses_codes(self, request, quantization):
         with self._problem(request) as problem:
             return bool(self._library.emulation_fuses_codes(problem, ctypes.byref(quantization.struct(0))))
+
+    def pack_float8(self, values, code):
+        """Rounds an even number of float32 values as GPUs before sm_89 do."""
+        codes = np.zeros(values.shape, np.uint8)
+        count = ctypes.c_int64(values.size)
+        self._library.emulation_pack_float8(values.ctypes, count, code == "float8_e5m2", codes.ctypes)
+        return codes
 
     def _run_codes(self, request, quantization, buffers, given, schedule):
         x, *results = buffers

@@ -1,4 +1,4 @@
-"""The benchmark: its choice of cases, rows and files, charts, the README's tables, and its errors."""
+"""The benchmark: its choice of cases, rows, files and tables for the terminal, and its errors."""
 
 import json
 import re
@@ -8,19 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fake_gpu
+import fake_torch
 import jax
 import jax.numpy as jnp
-import matplotlib.image
 import numpy as np
 import pytest
+from bench_run import bench, stored_run
 from oracle import transform
 
 from jax_hadacore import _cli, _ffi
-from jax_hadacore.bench import alternatives, command, device, environment, errors, grid, peers, plot, program, store
-from jax_hadacore.bench import report as bench_report
+from jax_hadacore.bench import alternatives, command, device, environment, errors, grid, peers, program, store
 from jax_hadacore.bench.grid import Case, Replays, Selection
 
-ROOT = Path(__file__).resolve().parents[1]
 BFLOAT16 = np.dtype(jnp.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 
@@ -47,10 +46,6 @@ def gpu(monkeypatch):
     calls = fake_gpu.install(monkeypatch)
     with jax.default_device(jax.devices("cpu")[0]):
         yield calls
-
-
-def bench(*arguments):
-    return _cli.main(["bench", *map(str, arguments)])
 
 
 def cases_of(selection):
@@ -196,70 +191,10 @@ class TestOtherTables:
         assert "commit" not in found
 
 
-FAKE_TORCH = """
-import contextlib
-import numpy as np
-import ml_dtypes
-
-float16, bfloat16, float32 = np.float16, ml_dtypes.bfloat16, np.float32
-
-class Tensor(np.ndarray):
-    def float(self):
-        return self.astype(np.float32)
-
-    def cpu(self):
-        return self
-
-def randn(shape, dtype, device):
-    assert device == "cuda"
-    return np.random.default_rng(0).standard_normal(shape).astype(dtype).view(Tensor)
-
-class Event:
-    def __init__(self, enable_timing):
-        pass
-
-    def record(self):
-        pass
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, stop):
-        return 4.5
-
-class CUDAGraph:
-    def replay(self):
-        pass
-
-class cuda:
-    Event, CUDAGraph, graph = Event, CUDAGraph, contextlib.nullcontext
-
-    def synchronize():
-        pass
-
-    empty_cache = synchronize
-"""
-FAKE_PEER = """
-calls = []
-
-def hadamard_transform(x, scale=None):
-    n = x.shape[-1]
-    calls.append((x.shape, scale))
-    matrix = [[(-1) ** (i & j).bit_count() * n**-0.5 for j in range(n)] for i in range(n)]
-    return (x.astype("f4") @ matrix).astype(x.dtype).view(type(x))
-"""
-
-
 @pytest.fixture
 def torch(tmp_path, monkeypatch):
-    """Packages that do what the benchmark asks of PyTorch and its peers."""
-    names = {"torch": FAKE_TORCH, "fast_hadamard_transform": FAKE_PEER, "faster_hadamard_transform": FAKE_PEER}
-    for name, text in names.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    for name in names:
-        sys.modules.pop(name, None)
+    with fake_torch.installed(monkeypatch, tmp_path):
+        yield
 
 
 class TestPeers:
@@ -282,43 +217,6 @@ class TestPeers:
 
     def test_not_installed(self):
         assert not peers.cases([Case(BFLOAT16, 16, 256)])
-
-
-def stored_run():
-    """Results with every table, of round numbers."""
-
-    def row(n, elements, caches, **rest):
-        return {"dtype": "bfloat16", "n": n, "elements": elements, "caches": caches, **rest}
-
-    sizes = [(1 << 28, "cold"), (1 << 25, "cold"), (1 << 13, "warm"), (1 << 12, "warm")]
-    cells = [(n, *size) for size in sizes for n in (128, 4096)]
-    times = {"transform": 5.0, "copy kernel": 4.0, "cudaMemcpyAsync": 6.0}
-    rest = {"sets": 1, "error": 1.0}
-    return {
-        "environment": {"platform": "gpu", "device": "a GPU", "command": "a command", "jax": "1.2.3"},
-        "device": [row(*c, inplace=p, microseconds=times, ratio=0.8, **rest) for p in (False, True) for c in cells],
-        "peers": [row(*c, peer="HadaCore", microseconds={"transform": 15.0}, **rest) for c in cells],
-        "alternatives": [
-            row(n, 1 << 28, "cold", microseconds={"hadamard": 250.0, "elementwise": 200.0, "x @ H": 500.0 * n / 128})
-            for n in (128, 4096)
-        ],
-        "program": [
-            row(
-                *(128, 1 << 13, "warm"),
-                microseconds={name: dict.fromkeys(("device", "dispatch", "call"), 3.0) for name in program._OPERATIONS},
-            )
-        ],
-        "copies": {"hadamard": 0, "elementwise": 0},
-        "thunks": ["kCustomCall [a thunk]"],
-        "errors": [{"dtype": "bfloat16", "n": 8, "error": 1.0, "bound": 1.02}],
-    }
-
-
-@pytest.fixture
-def stored(tmp_path):
-    path = tmp_path / "run.json"
-    path.write_text(store.text(stored_run()))
-    return path
 
 
 class TestSweep:
@@ -481,120 +379,3 @@ class TestWithoutTheExtra:
         monkeypatch.chdir(tmp_path)
         assert _cli.main(["./bench"]) == 2
         assert "bench: no such file" in capsys.readouterr().err
-
-
-class TestPlot:
-    def test_every_chart(self, stored, tmp_path, capsys):
-        out = tmp_path / "charts"
-        assert bench("plot", stored, "--out", out) == 0
-        names = {
-            "a-gpu-roof-bfloat16.png",
-            "a-gpu-roof-bfloat16-inplace.png",
-            "a-gpu-speedup-hadacore-bfloat16.png",
-            "a-gpu-alternatives-bfloat16.png",
-        }
-        assert {path.name for path in out.iterdir()} == names
-        assert set(capsys.readouterr().out.split()) == {str(out / name) for name in names}
-        for name in names:
-            image = matplotlib.image.imread(out / name)
-            assert min(image.shape[:2]) > 200
-            assert len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 50
-
-    def test_axes_are_honest(self):
-        data = stored_run()
-        rows = [row for row in data["device"] if not row["inplace"]]
-        cold, warm = plot.roof(data["environment"], "bfloat16", rows).axes
-        assert cold.get_ylim() == warm.get_ylim() == (0, 105)
-        assert (cold.get_xscale(), cold.xaxis.get_transform().base) == ("log", 2)
-        assert cold.get_title().startswith("cold")
-        assert warm.get_title().startswith("warm")
-        assert [line.get_ydata()[0] for line in cold.lines] == [80, 80, 100]
-        text = cold.figure.get_suptitle() + cold.figure.get_supxlabel()
-        for part in ("a GPU", "bfloat16", "a command", "jax 1.2.3"):
-            assert part in text
-
-    def test_faster_than_the_copy_is_not_cut_off(self):
-        data = stored_run()
-        rows = [{**row, "ratio": 1.2} for row in data["device"]]
-        (panel, _) = plot.roof(data["environment"], "bfloat16", rows).axes
-        assert panel.get_ylim()[1] >= 120
-
-    def test_many_sizes_stay_legible(self):
-        sizes = [(1 << bits, "cold") for bits in range(28, 8, -1)]
-        drawn = plot._thinned(sizes)
-        assert len(drawn) == plot._MOST_LINES
-        assert (drawn[0], drawn[-1]) == (sizes[0], sizes[-1])
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            (None, "No such file"),
-            ("{", "not a JSON file"),
-            ("[]", "expected what `jax-hadacore bench --json` writes"),
-            ('{"environment": {}}', "found no table of it"),
-        ],
-    )
-    def test_wrong_files(self, tmp_path, capsys, text, message):
-        path = tmp_path / "run.json"
-        if text is not None:
-            path.write_text(text)
-        assert bench("plot", path) == 2
-        err = capsys.readouterr().err
-        assert err.startswith(f"jax-hadacore bench: {path}: ")
-        assert message in err
-
-    def test_two_files_with_one_chart(self, stored, tmp_path, capsys):
-        assert bench("plot", stored, stored, "--out", tmp_path) == 2
-        assert "two of the files have a chart a-gpu-roof-bfloat16.png" in capsys.readouterr().err
-
-
-class TestReport:
-    def test_writes_between_the_markers(self, stored, tmp_path):
-        readme = tmp_path / "README.md"
-        readme.write_text(f"before\n\n{bench_report.BENCH.begin}\nold\n{bench_report.BENCH.end}\nafter\n")
-        for _ in range(2):
-            assert bench("report", stored, "--readme", readme) == 0
-            text = readme.read_text()
-            assert text.startswith(f"before\n\n{bench_report.BENCH.begin}\na GPU: percent of the speed")
-            assert text.endswith(f"{bench_report.BENCH.end}\nafter\n")
-        for line in (
-            "|  | elements | 128 | 4096 |",
-            "| bfloat16 | 2^28 cold | 80 | 80 |",
-            "| decode, Llama-3-8B | 4,096 warm | 5 | 4 |",
-            "| x @ H | 2.0 | 64.0 |",
-        ):
-            assert line in text.splitlines()
-        assert "[run.json](run.json)" in text
-        (image,) = re.findall(r"!\[.*\]\((.*)\)", text)
-        assert 10_000 < (tmp_path / image).stat().st_size < 150_000
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "no markers",
-            bench_report.BENCH.begin,
-            f"{bench_report.BENCH.end}{bench_report.BENCH.begin}",
-            f"{bench_report.BENCH.begin}{bench_report.BENCH.begin}{bench_report.BENCH.end}",
-        ],
-        ids=["none", "begin only", "turned around", "twice"],
-    )
-    def test_wrong_markers(self, stored, tmp_path, capsys, text):
-        readme = tmp_path / "README.md"
-        readme.write_text(text)
-        assert bench("report", stored, "--readme", readme) == 2
-        assert f"{readme}: expected a file with one <!-- bench:begin -->" in capsys.readouterr().err
-        assert readme.read_text() == text
-
-    @pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="the source distribution has no stored results")
-    @pytest.mark.parametrize("block", bench_report.BLOCKS, ids=lambda block: block.name)
-    def test_the_readme_is_what_report_writes(self, block):
-        _, _, rest = (ROOT / "README.md").read_text().partition(f"{block.begin}\n")
-        text, end, _ = rest.partition(block.end)
-        assert end
-        links = re.findall(r"Stored in \[(.*?)\]", text)
-        # Those of the GPU that the targets are for, where there are any.
-        stored = [f"benchmarks/results/{gpu}-{block.name}.json" for gpu in ("h200", "h100")]
-        assert links == [path for path in stored if (ROOT / path).exists()][:1]
-        assert text == (block.markdown(store.load([ROOT / link for link in links]), links) if links else "")
-        for image in re.findall(r"!\[.*\]\((.*)\)", text):
-            assert (ROOT / image).stat().st_size < 150_000

@@ -8,19 +8,16 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from bench_run import bench
 from cases import DTYPES
 from oracle import bound, decompose
 
-from jax_hadacore import _cli, _ffi
+from jax_hadacore import _ffi
 from jax_hadacore.bench import command, dims, grid, plot, report, store
 from jax_hadacore.bench.grid import Case
 from jax_hadacore.bench.models import MODELS
 
 _, BFLOAT16, FLOAT32, _ = DTYPES
-
-
-def bench(*arguments):
-    return _cli.main(["bench", *map(str, arguments)])
 
 
 @pytest.fixture

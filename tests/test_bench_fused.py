@@ -10,10 +10,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import quantize_oracle
+from bench_run import bench
 from cases import rng
 from oracle import transform
 
-from jax_hadacore import _cli, _ffi, _formats
+from jax_hadacore import _ffi, _formats
 from jax_hadacore.bench import command, fused, grid, plot, report, store
 from jax_hadacore.bench.grid import Case
 
@@ -31,10 +32,6 @@ FORMATS = {
     "float8_e4m3fn by 128": ("float8_e4m3fn", "float32", 128),
 }
 SMALL = fused.Layer(8, 64, 32)
-
-
-def bench(*arguments):
-    return _cli.main(["bench", *map(str, arguments)])
 
 
 @pytest.fixture

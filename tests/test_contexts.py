@@ -144,9 +144,9 @@ class TestModes:
 class TestEagerCalls:
     def test_are_traced_once(self, monkeypatch):
         traced = []
-        decompose = jax_hadacore._transform.decompose
+        decompose = jax_hadacore._options.decompose
         monkeypatch.setattr(
-            jax_hadacore._transform, "decompose", lambda n: traced.append(n) or decompose(n), raising=True
+            jax_hadacore._options, "decompose", lambda n: traced.append(n) or decompose(n), raising=True
         )
         for _ in range(10):
             hadamard(jnp.asarray(normal((5, 32), np.float32)), scale=0.7, axis=1)

@@ -1,6 +1,7 @@
 """Checkpoints of Hugging Face in the Llama of the examples: logits of the definition, devices, and every refusal."""
 
 import dataclasses
+import re
 
 import checkpoints
 import decoder
@@ -13,8 +14,6 @@ import scripts
 pytest.importorskip("flax", reason="flax is not installed: needs the extra 'models'")
 
 from jax_hadacore import _cli
-from jax_hadacore.rotations._checkpoint import open_checkpoint
-from jax_hadacore.rotations._safetensors import CheckpointError
 
 checkpoint = scripts.load("checkpoint")
 
@@ -35,7 +34,7 @@ def load(tmp_path, cpu_devices):
     """Loads the test's checkpoint, in float32."""
 
     def load(folder=tmp_path, devices=1):
-        return checkpoint.load(open_checkpoint(folder), dtype="float32", devices=cpu_devices[:devices])
+        return checkpoint.load(checkpoint.Checkpoint(folder), dtype="float32", devices=cpu_devices[:devices])
 
     return load
 
@@ -132,13 +131,13 @@ def test_a_rotated_checkpoint_is_one_too(tmp_path, load):
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling must be null, or of rope_type llama3 with factor, "),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling must be null, or of rope_type llama3 with factor, "),
         ({"jax_hadacore": {"online": ["R4"]}}, "its model must apply R4"),
-        ({"intermediate_size": 32}, r"must have the shape \[24, 32\], .*; got \[24, 40\] and bfloat16"),
+        ({"intermediate_size": 32}, r"must have the shape \[24, 32\], .*; got \[24, 40\] and BF16"),
         ({"num_hidden_layers": 1}, r"has, unlike the model here, model.layers.1.input_layernorm.weight and 8 more"),
     ],
 )
 def test_other_configurations_are_refused(tmp_path, load, changes, message):
     checkpoints.save_llama(tmp_path, SIZES, **changes)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(checkpoint.CheckpointError, match=message):
         load()
 
 
@@ -147,11 +146,20 @@ def test_other_configurations_are_refused(tmp_path, load, changes, message):
     [
         ("model.norm.weight", None, "the checkpoint lacks model.norm.weight$"),
         ("model.layers.0.self_attn.q_proj.bias", np.zeros(64, np.float32), "has, unlike the model here, .*q_proj.bias"),
-        ("model.norm.weight", np.zeros(24, np.int8), r"float32; got \[24\] and int8"),
+        ("model.norm.weight", np.zeros(24, np.int8), r"F32; got \[24\] and I8"),
     ],
 )
 def test_other_tensors_are_refused(tmp_path, load, name, value, message):
     params = {**decoder.parameters(SIZES), name: value}
     checkpoints.save_llama(tmp_path, SIZES, {name: value for name, value in params.items() if value is not None})
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        load()
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"])
+@pytest.mark.parametrize("content", [None, b"{}", b'{"weight_map'])
+def test_other_files_are_refused(tmp_path, load, file, content):
+    checkpoints.save_llama(tmp_path, SIZES)
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match=f"^{re.escape(str(tmp_path))}.*config.json"):
         load()

@@ -19,8 +19,6 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed: needs the
 import tokenizers
 from flax import nnx
 
-from jax_hadacore.rotations._checkpoint import open_checkpoint
-
 example = scripts.load("fp8_attention_eval")
 checkpoint, mmlu = (scripts.load(name) for name in ("checkpoint", "mmlu"))
 
@@ -204,8 +202,7 @@ class TestAnswers:
 
 
 def read(folder):
-    found = open_checkpoint(folder)
-    return {name: found.read(name) for name in found.places}
+    return {name: tensor[:] for name, tensor in checkpoint.Checkpoint(folder).tensors.items()}
 
 
 class TestAttention:
@@ -250,7 +247,7 @@ class TestAttention:
     def test_devices_share_it(self, source, cpu_devices):
         tokens = np.random.default_rng(3).integers(SIZES.vocab, size=(2, 64)).astype(np.int32)
         lengths, letters = np.array([64, 40]), np.arange(4)
-        found = open_checkpoint(source / "model")
+        found = checkpoint.Checkpoint(source / "model")
         one, four = (
             nnx.split(checkpoint.load(found, dtype="float32", devices=cpu_devices[:count])) for count in (1, 4)
         )

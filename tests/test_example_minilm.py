@@ -178,7 +178,7 @@ def test_the_codes(minilm, checkpoint, name, bits, rotation):
 
 def test_results(minilm, checkpoint, tmp_path, capsys):
     stored, document, image = (tmp_path / name for name in ("results.json", "document.md", "chart.png"))
-    minilm.main(["--small", "--model", str(checkpoint), "--json", str(stored), "--png", str(image)])
+    minilm.main(["--small", "--model", str(checkpoint), "--json", str(stored)])
     results = json.loads(stored.read_text())
     assert results["model"] == "a-small-bert"
     assert results["queries"] == minilm.SMALL
@@ -201,11 +201,12 @@ def test_results(minilm, checkpoint, tmp_path, capsys):
     assert printed == "\n\n".join([*minilm.of_sentences(results), *minilm.of_layers(results)]) + "\n"
     assert f"{rows['W4A4', 'H']['cosine']:.4f}" in printed
     document.write_text("Before\n<!-- minilm:begin -->\nold\n<!-- minilm:end -->\nafter\n")
-    minilm.main(["--json", str(stored), "--markdown", str(document)])
-    assert all(table in document.read_text() for table in printed.strip().split("\n\n"))
     minilm.main(["--json", str(stored), "--markdown", str(document), "--png", str(image)])
-    assert re.fullmatch(r"(?s)Before\n<!--.*!\[.*\]\(chart.png\).*\[results.json\].*-->\nafter\n", document.read_text())
+    text = document.read_text()
+    assert all(table in text for table in printed.strip().split("\n\n"))
+    assert re.fullmatch(r"(?s)Before\n<!--.*!\[.*\]\(images/minilm.png\).*\[results.json\].*-->\nafter\n", text)
     assert image.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes() == (tmp_path / "images" / "minilm.png").read_bytes()
 
 
 def test_errors_of_linear_layers(minilm, checkpoint):
@@ -252,9 +253,10 @@ def test_the_documentation_has_the_stored_tables(minilm, tmp_path):
     document = tmp_path / "docs" / "gallery.md"
     document.parent.mkdir()
     document.write_text(text.replace("| W4A4 |", ""))
-    stored = ROOT / "benchmarks" / "results" / "cpu-minilm.json"
-    links = tmp_path / "benchmarks" / "results" / "cpu-minilm.json", document.parent / "images" / "minilm.png"
-    minilm.write(json.loads(stored.read_text()), links[0], document, links[1])
+    stored = tmp_path / "benchmarks" / "results" / "cpu-minilm.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes((ROOT / stored.relative_to(tmp_path)).read_bytes())
+    minilm.main(["--json", str(stored), "--markdown", str(document)])
     assert document.read_text() == text
     assert (ROOT / "docs" / "images" / "minilm.png").exists()
 

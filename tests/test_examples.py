@@ -35,11 +35,12 @@ class TestFP8Attention:
                 assert error[model, phase, "bfloat16", False].mean() < 0.1 * rotated.mean()
                 assert error[model, phase, "per row", False].mean() < plain.mean()
         printed = capsys.readouterr().out
-        assert printed == fp8_attention.markdown(results) + "\n"
+        assert printed == "\n\n".join(fp8_attention.tables(results)) + "\n"
 
         document.write_text("Before\n<!-- fp8-attention:begin -->\nold\n<!-- fp8-attention:end -->\nafter\n")
         fp8_attention.main(["--json", str(stored), "--markdown", str(document)])
         assert printed in document.read_text()
+        assert "![" not in document.read_text()
         assert "old" not in document.read_text()
         assert re.fullmatch(r"(?s)Before\n<!--.*-->\nafter\n", document.read_text())
 
@@ -85,6 +86,13 @@ class TestFP8Attention:
         document = tmp_path / "docs" / "quantization.md"
         document.parent.mkdir()
         document.write_text(text.replace("RMSE", ""))
-        results = json.loads((ROOT / "docs" / link).read_text())
-        fp8_attention.write(results, document.parent / link, document)
+        stored = document.parent / link
+        stored.parent.mkdir(parents=True)
+        stored.write_bytes((ROOT / "docs" / link).read_bytes())
+        fp8_attention.main(["--json", str(stored), "--markdown", str(document)])
         assert document.read_text() == text
+
+    def test_wrong_arguments(self, fp8_attention, capsys):
+        with pytest.raises(SystemExit):
+            fp8_attention.main(["--markdown", "document.md"])
+        assert "--markdown shows what --json FILE stores" in capsys.readouterr().err

@@ -17,13 +17,18 @@ LAYERS = {
     "__init__": {"quantize", "_rotated_dot", "_quantized_array", "_transform", "_primitive", "_orders", "_ffi"},
     "quantize": {"_quantize", "_quantized_array", "_formats"},
     "_rotated_dot": {"_quantize", "_quantized_array", "_transform", "_formats"},
-    "_quantize": {"_quantize_primitive", "_quantize_reference", "_quantized_array", "_transform", "_formats"},
+    "_quantize": {
+        *("_quantize_primitive", "_quantize_reference", "_quantized_array", "_transform", "_options", "_shardings"),
+        "_formats",
+    },
     "_quantize_primitive": {"_primitive", "_quantize_reference", "_ffi", "_formats", "_signs"},
     "_quantize_reference": {"_formats", "_rounding"},
     "_quantized_array": {"_formats"},
     "_formats": set(),
     "_rounding": set(),
-    "_transform": {"_sharded", "_primitive", "_orders"},
+    "_transform": {"_options", "_sharded", "_shardings", "_primitive"},
+    "_options": {"_sharded", "_shardings", "_primitive", "_orders"},
+    "_shardings": set(),
     "_sharded": {"_primitive", "_orders"},
     "_primitive": {"_ffi", "_reference", "_orders", "_signs"},
     "_reference": {"_orders"},
@@ -89,6 +94,11 @@ def test_rotations_sit_on_the_public_names(path):
     own = [found.split(".") for found in imports(path) if found.startswith("jax_hadacore.")]
     printing = {"_table"} if path.name == "_command.py" else set()
     assert not {found[1] for found in own if found[1] != "rotations" and found[1].startswith("_")} - printing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=name)
+def test_examples_are_made_of_public_names(path):
+    assert not [found for found in imports(path) if re.match(r"jax_hadacore\.(.*\.)?_", found)]
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name)

@@ -273,17 +273,34 @@ class TestResume:
         assert_same(again, state)
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 class TestProgress:
     @pytest.mark.parametrize("progress", [True, False])
     def test_on_a_terminal(self, params, turns, quantised, monkeypatch, progress):
-        class Terminal(io.StringIO):
-            def isatty(self):
-                return True
-
         monkeypatch.setattr(sys, "stderr", Terminal())
         learn_rotations(quantised, params, PLAN, turns, batches, steps=2, progress=progress)
         shown = sys.stderr.getvalue()
         assert ("loss" in shown and "distance" in shown and "2/2" in shown) if progress else not shown
+
+    @pytest.mark.parametrize(("stderr", "count"), [(Terminal, 2), (io.StringIO, 0)])
+    def test_only_what_is_shown_is_waited_for(self, turns, monkeypatch, stderr, count):
+        waits = []
+
+        class Loss:
+            """Of a step that has not ended."""
+
+            def __format__(self, spec):
+                waits.append(spec)
+                return "0"
+
+        monkeypatch.setattr(sys, "stderr", stderr())
+        monkeypatch.setattr(learn, "_step", lambda task, state, *_: dataclasses.replace(state, loss=Loss()))
+        learn_rotations(None, None, PLAN, turns, batches, steps=2)
+        assert len(waits) == count
 
 
 def test_errors(params, turns, quantised):

@@ -113,6 +113,12 @@ def test_variants_differ_from_the_recipe_in_one_thing():
         assert len(changed) == 1, variant
 
 
+def test_there_are_as_many_data_seeds_as_the_settings_say(capsys):
+    with pytest.raises(SystemExit):
+        learning.main(["--data-seed", "2"], SETTINGS)
+    assert "--data-seed is one of 0 to 1, got 2" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("caches")
 def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(learning, "VARIANTS", (learning.RECIPE, KL))
@@ -129,8 +135,14 @@ def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 
     # A model that was lost is trained again, and what was found with it is found again.
     (folder / "model-1.npz").unlink()
+    learning.main([*options, "--data-seed", "1"], SETTINGS)
+    second = json.loads(results.read_text())
+    assert {row["data_seed"] for table in learning.TABLES for row in second[table]} == {1}
+    assert len(second["learned"]) == 2 * 2
+
     learning.main(options, SETTINGS)
     data = json.loads(results.read_text())
+    assert all(row in data["learned"] for row in second["learned"])
     assert sorted(map(str, data["models"])) == sorted(map(str, first["models"]))
     assert sorted(map(str, data["starts"])) == sorted(map(str, first["starts"]))
     pairs = [(row["variant"], row["data_seed"], row["rotation_seed"]) for row in data["learned"]]

@@ -166,8 +166,20 @@ class TestRows:
         assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
 
 
-# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles and a part of one, steps of 16 in pairs and one more.
-RING = (((28,), 256), ((12,), 1024), ((36,), 256), ((100,), 64), ((344,), 32))
+# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles, and 1 to 3 quarters of one; 344 has its matrix as words. And of
+# pair_ring.cuh.
+RING = (
+    ((28,), 256),
+    ((12,), 1024),
+    ((36,), 256),
+    ((100,), 64),
+    ((140,), 64),
+    ((344,), 32),
+    ((36, 76), 4),
+    ((44, 84), 8),
+    ((12, 52), 16),
+    ((12, 52), 32),
+)
 # So much shared memory has room for two or three parts of most rings.
 NARROW = 100 * 1024
 
@@ -217,10 +229,17 @@ class TestRing:
 
 
 @halves
-def test_a_ring_of_few_parts_is_used_again(kernel, dtype):
-    x, how = problem((28,), 256, dtype, 20)
+def test_a_ring_whose_results_leave_in_halves(kernel, dtype):
+    x, how = problem((28,), 1024, dtype, 3)
+    assert_within_bound(kernel(x, **how, warp_groups=True, processors=1), x, **how)
+
+
+@halves
+@pytest.mark.parametrize(("orders", "power", "shared_bytes"), [((28,), 256, NARROW), ((12, 52), 16, 132 * 1024)])
+def test_a_ring_of_few_parts_is_used_again(kernel, orders, power, shared_bytes, dtype):
+    x, how = problem(orders, power, dtype, 20)
     how["warp_groups"] = True
-    assert_same_bits(kernel(x, **how, processors=1, shared_bytes=NARROW, order=2), kernel(x, **how))
+    assert_same_bits(kernel(x, **how, processors=1, shared_bytes=shared_bytes, order=2), kernel(x, **how))
 
 
 # Of order_floats.cuh: orders of each instance, with powers that come straight from memory, and all numbers of spans.
@@ -336,8 +355,14 @@ class TestPlans:
             if launch.threads == 512 and launch.runs:
                 assert launch.blocks == min(-(-rows // launch.per_block), 132)
                 rings.append(n)
-        assert {7168, 11008, 14336, 28672} < set(rings)
-        assert not {3072, 10944, 53248} & set(rings)
+        assert {7168, 9984, 10944, 11008, 14336, 19968, 28672, 29568} < set(rings)
+        assert not {3072, 53248} & set(rings)
+
+    def test_of_a_ring_have_a_part_for_each_warp_group_that_waits(self, emulator):
+        factors = (factor(12), factor(52))  # a part is one tile
+        for shared_bytes, serves in (132 * 1024, True), (110 * 1024, False):
+            (launch,) = emulator.plan(HALVES[0], 9984, 100, 132, shared_bytes, warp_groups=True, factors=factors)
+            assert bool(launch.runs) == serves
 
     @pytest.mark.parametrize(("orders", "power"), FUSED, ids=str)
     def test_of_float32_with_one_order_are_one_pass(self, emulator, orders, power):

@@ -9,8 +9,7 @@ from cpu_kernel import CPU, few, transform
 from kernels import assert_guards_are_whole, guarded
 from quantize_oracle import LARGEST, Format, packed, quantize
 
-TARGET = "test_quantize_cpu"
-jax.ffi.register_ffi_target(TARGET, CPU.quantize_handler(), platform="cpu")
+from jax_hadacore import _ffi
 
 WITH_FLOAT32 = ("int8", "int4", "float8_e4m3fn", "float8_e5m2")
 GIVEN = tuple(Format(code, "given") for code in WITH_FLOAT32)
@@ -238,7 +237,7 @@ def call(x, form, group, /, *operands, device, results_are=None, **attributes):
     given = {name: value for name, value in given.items() if value is not None}
     outputs = [jax.ShapeDtypeStruct(*output) for output in results_are or results(x, form, group)]
     with jax.default_device(device):
-        program = jax.jit(lambda *operands: jax.ffi.ffi_call(TARGET, outputs)(*operands, **given))
+        program = jax.jit(lambda *operands: jax.ffi.ffi_call(_ffi.QUANTIZE_TARGET, outputs)(*operands, **given))
         return [np.asarray(array) for array in program(x, *operands)]
 
 

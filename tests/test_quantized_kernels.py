@@ -56,6 +56,11 @@ def quantization(form, n, *, asymmetric=False):
     return Quantization(code, scale, min(group or n, n), asymmetric)
 
 
+def given_for(form, value):
+    """A scale where one is given, or the tensor's."""
+    return value if form[1] in {"given", "float8_e4m3fn"} else None
+
+
 def oracle(w, q, given=None):
     """The codes, scales and zero points of float32 values, as the kernels give them."""
     form = quantize_oracle.Format(q.code, q.scale, q.asymmetric)
@@ -118,7 +123,7 @@ class TestExact:
     def test_zeros(self, kernel, n, form):
         x = np.zeros((3, n), BFLOAT16)
         x[1, :5] = 3
-        assert_same(kernel, x, quantization(form, n), 1.0, given=1.0)
+        assert_same(kernel, x, quantization(form, n), 1.0, given=given_for(form, 1.0))
 
     @lengths(64, 1024, 2048)
     @formats
@@ -126,7 +131,7 @@ class TestExact:
     def test_extremes(self, kernel, n, form, scale):
         x = np.zeros((4, n), BFLOAT16)
         x[:, 0], x[1, 1], x[2] = 1, 1, 0
-        assert_same(kernel, x, quantization(form, n), scale, given=1.0)
+        assert_same(kernel, x, quantization(form, n), scale, given=given_for(form, 1.0))
 
     @lengths(64, 256, 1024, 4096)
     @formats
@@ -135,7 +140,7 @@ class TestExact:
         x = np.zeros((64, n), BFLOAT16)
         x[:, 0] = np.arange(64) / 4
         x[:, 1] = 7.5
-        assert_same(kernel, x, quantization(form, n), 1.0, given=0.5)
+        assert_same(kernel, x, quantization(form, n), 1.0, given=given_for(form, 0.5))
 
 
 class TestNonFinite:
@@ -185,6 +190,22 @@ class TestRandom:
         assert_same(
             kernel, integers((3, n), BFLOAT16), Quantization("int8", "float32", n), 0.5, shared_bytes=LEAST_SHARED
         )
+
+
+@pytest.mark.parametrize("code", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_without_an_instruction(emulator, code):
+    dtype = getattr(ml_dtypes, code)
+    codes = np.arange(128, dtype=np.uint8).view(dtype).astype(np.float32)
+    codes = codes[np.isfinite(codes)]
+    middles = (codes[1:] + codes[:-1]) / 2
+    special = np.float32([np.inf, np.nan, 2.0**-149, 2.0**-126, 3.4e38, codes[-1] * 1.05, codes[-1] * 2])
+    values = np.concatenate([codes, middles, special])
+    values = np.concatenate([values, np.nextafter(values, np.float32(0)), np.nextafter(values, np.float32(np.inf))])
+    random = rng("float8", 1).integers(0, 2**32, 2**18, np.uint32).view(np.float32)
+    values = np.concatenate([values, -values, random])
+    with np.errstate(invalid="ignore"):
+        expected = np.clip(values, -codes[-1], codes[-1]).astype(dtype).view(np.uint8)
+    assert same_codes(code, emulator.pack_float8(values, code), expected).all()
 
 
 @pytest.mark.parametrize("scale", ["float32", "given"])

@@ -55,18 +55,7 @@ const int kFfiApiVersion[2] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
 }  // namespace jax_hadacore
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxHadacoreHadamardCpu, jax_hadacore::cpu::Hadamard,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Attrs());
+                              jax_hadacore::BindOperands<xla::ffi::ThreadPool>().Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxHadacoreQuantizeCpu, jax_hadacore::cpu::Quantize,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .RemainingRets()
-                                  .Attrs());
+                              jax_hadacore::BindOperands<xla::ffi::ThreadPool>().RemainingRets().Attrs());

@@ -17,52 +17,48 @@ constexpr float kLeastScale = 0x1p-126f, kMostFloat = 0x1.fffffep127f;
 struct Span {
   float above = 0, below = 0;
 
-  template <int kCount>
-  __device__ __forceinline__ void Include(const float (&values)[kCount], bool asymmetric) {
-    if (asymmetric) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        above = MaxOrNan(above, values[i]);
-        below = MaxOrNan(below, -values[i]);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) above = MaxOrNan(above, fabsf(values[i]));
-    }
-  }
-
+  template <bool kAsymmetric>
   __device__ __forceinline__ void Include(const Span& other) {
     above = MaxOrNan(above, other.above);
-    below = MaxOrNan(below, other.below);
+    if (kAsymmetric) below = MaxOrNan(below, other.below);
   }
 };
 
-// Of each span, all that `lanes` neighbouring lanes hold, a power of two of them.
-template <int kCount>
-__device__ __forceinline__ void IncludeLanes(Span (&spans)[kCount], int lanes, bool asymmetric) {
+// Includes all that `lanes` neighbouring lanes hold, a power of two of them.
+template <bool kAsymmetric>
+__device__ __forceinline__ void IncludeLanes(Span& span, int lanes) {
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
     if (distance >= lanes) break;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      spans[i].above = MaxOrNan(spans[i].above, __shfl_xor_sync(kWarp, spans[i].above, distance));
-    if (asymmetric)
-#pragma unroll
-      for (int i = 0; i < kCount; ++i)
-        spans[i].below = MaxOrNan(spans[i].below, __shfl_xor_sync(kWarp, spans[i].below, distance));
+    span.Include<kAsymmetric>(
+        {__shfl_xor_sync(kWarp, span.above, distance), kAsymmetric ? __shfl_xor_sync(kWarp, span.below, distance) : 0});
   }
 }
 
-// And of all lanes: magnitudes are ordered as their bits are, NaN last.
-template <int kCount>
-__device__ __forceinline__ void IncludeWarp(Span (&spans)[kCount], bool asymmetric) {
+// And of all lanes: as integers.
+template <bool kAsymmetric>
+__device__ __forceinline__ void IncludeWarp(Span& span) {
   const auto most = [](float v) { return __uint_as_float(__reduce_max_sync(kWarp, __float_as_uint(v))); };
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    spans[i].above = most(spans[i].above);
-    if (asymmetric) spans[i].below = most(spans[i].below);
-  }
+  span.above = most(span.above);
+  if (kAsymmetric) span.below = most(span.below);
 }
+
+// Two vectors of a lane each, of which `lanes` neighbouring lanes hold a group: the lower half of the lanes goes on
+// with the groups of the first, the upper with those of the second.
+struct Halves {
+  int lanes;
+  bool upper;
+
+  __device__ __forceinline__ explicit Halves(int lanes) : lanes(lanes / 2), upper(Lane() & lanes / 2) {}
+
+  // Of the two, the one that is a lane's own.
+  template <typename T>
+  __device__ __forceinline__ T Own(const T& first, const T& second) const {
+    return upper ? second : first;
+  }
+  // The other half's value.
+  __device__ __forceinline__ float Other(float own) const { return __shfl_xor_sync(kWarp, own, lanes); }
+};
 
 // What a group's values are multiplied by, and what is added to its codes. The first is NaN where the codes are 0 or
 // NaN because a value is not finite.
@@ -114,16 +110,6 @@ __device__ __forceinline__ float ValueOfE4M3(uint32_t byte) {
   return byte == 0x7f ? __uint_as_float(0x7fffffffu) : __uint_as_float(byte << 20) * 0x1p120f;
 }
 
-// The low bytes of 2 or 4 words.
-template <int kCount>
-__device__ __forceinline__ uint32_t LowBytes(const uint32_t (&words)[kCount]) {
-  const uint32_t first = __byte_perm(words[0], words[1], 0x0040);
-  if constexpr (kCount == 4) return __byte_perm(first, __byte_perm(words[2], words[3], 0x0040), 0x5410);
-  return first & 0xffff;
-}
-// The low halves of four bytes, as the bytes 0 and 2.
-__device__ __forceinline__ uint32_t Nibbles(uint32_t bytes) { return (bytes & 0x000f000f) | (bytes >> 4 & 0x00f000f0); }
-
 // Rounded once, as long as results are normal numbers: the remainders are exact (Markstein, IA-64 and Elementary
 // Functions, 2000).
 __device__ __forceinline__ float Reciprocal(float v) {
@@ -135,173 +121,269 @@ __device__ __forceinline__ float Quotient(float a, float b, float reciprocal) {
   return fmaf(fmaf(-about, b, a), reciprocal, about);
 }
 
-// Integer codes with a zero point; or with a given scale, where nothing else limits them or tells of NaN.
-enum class Variant { kPlain, kAsymmetric, kGiven };
-
-// Turns values into codes.
-template <Code kCode, Variant kVariant>
-struct Encoder {
-  static constexpr int kBits = CodeBits(kCode);
-  static constexpr bool kFloat8 = kCode == Code::kFloat8E4M3 || kCode == Code::kFloat8E5M2;
-
-  // The codes of 2 or 4 values, one in each byte; of 4 bits in its low half.
-  template <int kCount>
-  static __device__ __forceinline__ uint32_t Bytes(const float (&values)[kCount], const Group& group) {
-    float v[kCount];
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) v[i] = __fmul_rn(values[i], group.inverse);
-    if constexpr (kFloat8) {
-      constexpr auto kPack = kCode == Code::kFloat8E4M3 ? PackE4M3 : PackE5M2;
-      if constexpr (kCount == 4) return __byte_perm(kPack(v[0], v[1]), kPack(v[2], v[3]), 0x5410);
-      return kPack(v[0], v[1]);
-    } else {
-      uint32_t words[kCount];
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) words[i] = Word(v[i], group);
-      return group.inverse == group.inverse ? LowBytes(words) : 0;
-    }
-  }
-
-  // Stores the codes of kCount consecutive values, of which the first is the array's number `at`, a multiple of kCount.
-  template <int kCount>
-  static __device__ __forceinline__ void Store(void* codes, int64_t at, const float (&values)[kCount],
-                                               const Group& group) {
-    if constexpr (kCount == 8) {
-      const float low[4] = {values[0], values[1], values[2], values[3]};
-      const float high[4] = {values[4], values[5], values[6], values[7]};
-      const uint32_t first = Bytes(low, group), second = Bytes(high, group);
-      if constexpr (kBits == 8) {
-        static_cast<uint2*>(codes)[at / 8] = make_uint2(first, second);
-      } else {
-        static_cast<uint32_t*>(codes)[at / 8] = __byte_perm(Nibbles(first), Nibbles(second), 0x6420);
-      }
-    } else {
-      const uint32_t bytes = Bytes(values, group);
-      if constexpr (kBits == 4) {
-        const uint32_t nibbles = Nibbles(bytes);
-        if constexpr (kCount == 4) {
-          static_cast<uint16_t*>(codes)[at / 4] = static_cast<uint16_t>(__byte_perm(nibbles, 0, 0x4420));
-        } else {
-          static_cast<uint8_t*>(codes)[at / 2] = static_cast<uint8_t>(nibbles);
-        }
-      } else if constexpr (kCount == 4) {
-        static_cast<uint32_t*>(codes)[at / 4] = bytes;
-      } else {
-        static_cast<uint16_t*>(codes)[at / 2] = static_cast<uint16_t>(bytes);
-      }
-    }
-  }
-
- private:
-  // The code in the low bits.
-  static __device__ __forceinline__ uint32_t Word(float v, const Group& group) {
-    if constexpr (kCode == Code::kFloat4E2M1) {
-      const uint32_t sign = __float_as_uint(v) >> 28 & 8;
-      return (CodeOfMagnitude<1, 0>(fminf(fabsf(v), LargestCode(kCode))) & ~8u) | sign;
-    } else {
-      if constexpr (kVariant == Variant::kAsymmetric) {
-        v = fminf(fmaxf((v + kRuler) - kRuler + group.zero, -8), 7);
-      } else if constexpr (kVariant == Variant::kGiven) {
-        v = v == v ? fminf(fmaxf(v, -LargestCode(kCode)), LargestCode(kCode)) : 0;
-      }
-      return __float_as_uint(v + kRuler);
-    }
-  }
+// A lane's consecutive results as they are kept until the scale of their group is known: scaled; of codes of 4 bits
+// that are no integers the magnitudes, and in the nibbles' highest bits the signs.
+template <int kCount>
+struct Results {
+  float values[kCount];
+  uint32_t signs;
 };
 
-// The quantisation of a call, on the device.
+template <auto value>
+using Constant = std::integral_constant<decltype(value), value>;
+
+// How results become codes, for one of the formats that there are.
+template <Code kCode, Scale kScale, bool kAsymmetric = false>
 class Quantizer {
  public:
-  __device__ __forceinline__ explicit Quantizer(const Work& work)
-      : work_(work), given_(work.given ? MaxOrNan(*work.given, kLeastScale) : 1.0f) {}
+  __device__ __forceinline__ explicit Quantizer(const Work& work) : work_(work) {
+    if constexpr (kGiven || kScale == Scale::kE4M3) given_ = work.given ? MaxOrNan(*work.given, kLeastScale) : 1.0f;
+  }
 
-  __device__ __forceinline__ bool asymmetric() const { return work_.zero_points != nullptr; }
+  // Scales a transform's sums, and finds how far they reach.
+  template <int kCount>
+  __device__ __forceinline__ Span Keep(Results<kCount>& results, const float (&sums)[kCount]) const {
+    float (&v)[kCount] = results.values;
+    results.signs = 0;
+#pragma unroll
+    for (int i = kCount - 1; i >= 0; --i) {
+      v[i] = __fmul_rn(kFloat4 ? fabsf(sums[i]) : sums[i], kFloat4 ? fabsf(work_.float_scale) : work_.float_scale);
+      if (kFloat4) results.signs = __funnelshift_l(__float_as_uint(sums[i]), results.signs, 4);
+    }
+    if (kFloat4 && work_.float_scale < 0) results.signs ^= kSignsOfNibbles;
+    Span span;
+    if constexpr (kFloat4) {  // magnitudes are ordered as their bits are, NaN last
+      uint32_t most = 0;
+#pragma unroll
+      for (const float value : v) most = max(most, __float_as_uint(value));
+      span.above = __uint_as_float(most);
+    } else if constexpr (kAsymmetric) {
+#pragma unroll
+      for (const float value : v) span.Include<true>({value, -value});
+    } else {
+      span.above = fabsf(v[0]);
+#pragma unroll
+      for (int i = 1; i < kCount; ++i) span.above = MaxOrNan(span.above, fabsf(v[i]));
+    }
+    return span;
+  }
+
+  // Finds the span of two, and of all lanes' spans.
+  static __device__ __forceinline__ void Include(Span& span, const Span& other) { span.Include<kAsymmetric>(other); }
+  static __device__ __forceinline__ void IncludeAll(Span& span) { IncludeWarp<kAsymmetric>(span); }
 
   // Finds what follows from groups' spans, and stores their scales: index(i) is a group's number in the array, and
   // stores(i) whether this thread is to store it.
   template <int kCount, typename Index, typename Stores>
   __device__ __forceinline__ void FindGroups(Group (&groups)[kCount], const Span (&spans)[kCount], const Index& index,
                                              const Stores& stores) const {
-    const auto for_each = [&](const auto& find) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) find(groups[i], spans[i], index(i), stores(i));
-    };
-    switch (work_.scale_type) {
-      case Scale::kFloat32:
-        return for_each(
-            [&](Group& group, const Span& span, int64_t at, bool stores) { FindFloat(group, span, at, stores); });
-      case Scale::kE8M0:
-        return for_each(
-            [&](Group& group, const Span& span, int64_t at, bool stores) { FindPowerOfTwo(group, span, at, stores); });
-      case Scale::kE4M3: {
-        const float steps = 6 * given_, inverse_steps = Reciprocal(steps);
-        return for_each([&](Group& group, const Span& span, int64_t at, bool stores) {
-          FindE4M3(group, span, steps, inverse_steps, at, stores);
-        });
+    for (int i = 0; i < kCount; ++i) groups[i] = FindGroup(spans[i], index(i), stores(i));
+  }
+
+  // The same for vectors of which `lanes` neighbouring lanes hold a group together: of every two, half of the lanes
+  // goes on with the group of the first, and half with that of the second.
+  template <int kCount, typename Index, typename Stores>
+  __device__ __forceinline__ void FindGroupsOfLanes(Group (&groups)[kCount], Span (&spans)[kCount], int lanes,
+                                                    const Index& index, const Stores& stores) const {
+    if constexpr (kCount == 1) {
+      IncludeLanes<kAsymmetric>(spans[0], lanes);
+      const bool first_lane = (Lane() & (lanes - 1)) == 0;
+      FindGroups(groups, spans, index, [&](int i) { return first_lane && stores(i); });
+    } else {
+      const Halves halves(lanes);
+      const auto own_of = [&](int i) { return 2 * i + halves.upper; };
+      Span own[kCount / 2];
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) {
+        const Span &a = spans[2 * i], &b = spans[2 * i + 1];
+        own[i] = {halves.Own(a.above, b.above), halves.Own(a.below, b.below)};
+        Include(own[i], {halves.Other(halves.Own(b.above, a.above)),
+                         kAsymmetric ? halves.Other(halves.Own(b.below, a.below)) : 0});
       }
-      default: {
-        const float inverse = Reciprocal(given_);
-        for_each([&](Group& group, const Span&, int64_t, bool) { group = {inverse, 0}; });
+      Group found[kCount / 2];
+      const auto own_index = [&](int i) { return index(own_of(i)); };
+      const auto own_stores = [&](int i) { return stores(own_of(i)); };
+      if (kCount > 2 && halves.lanes == 1) {
+        FindGroups(found, own, own_index, own_stores);
+      } else {
+        FindGroupsOfLanes(found, own, halves.lanes, own_index, own_stores);
+      }
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) {
+        const Group mine = found[i], other = {halves.Other(mine.inverse), kAsymmetric ? halves.Other(mine.zero) : 0};
+        groups[2 * i] = {halves.Own(mine.inverse, other.inverse), halves.Own(mine.zero, other.zero)};
+        groups[2 * i + 1] = {halves.Own(other.inverse, mine.inverse), halves.Own(other.zero, mine.zero)};
       }
     }
   }
 
-  // Calls function(Encoder). kGiven: the scale may be given.
-  template <bool kGiven, typename F>
-  __device__ __forceinline__ void ForCode(const F& function) const {
-    const bool given = kGiven && work_.scale_type == Scale::kGiven;
-    switch (work_.code) {
-      case Code::kFloat8E4M3: return function(Encoder<Code::kFloat8E4M3, Variant::kPlain>{});
-      case Code::kFloat8E5M2: return function(Encoder<Code::kFloat8E5M2, Variant::kPlain>{});
-      case Code::kFloat4E2M1: return function(Encoder<Code::kFloat4E2M1, Variant::kPlain>{});
-      case Code::kInt4:
-        if (asymmetric()) return function(Encoder<Code::kInt4, Variant::kAsymmetric>{});
-        if constexpr (kGiven)
-          if (given) return function(Encoder<Code::kInt4, Variant::kGiven>{});
-        return function(Encoder<Code::kInt4, Variant::kPlain>{});
-      default:
-        if constexpr (kGiven)
-          if (given) return function(Encoder<Code::kInt8, Variant::kGiven>{});
-        return function(Encoder<Code::kInt8, Variant::kPlain>{});
+  // Where the codes of so many results end in memory, or of the array's first so many.
+  static constexpr int Bytes(int results) { return results * CodeBits(kCode) / 8; }
+  __device__ __forceinline__ uint8_t* Codes(int64_t first) const {
+    return static_cast<uint8_t*>(work_.y) + (first * CodeBits(kCode) >> 3);
+  }
+
+  // Stores the codes of consecutive results at an address aligned to their size.
+  template <int kCount>
+  static __device__ __forceinline__ void Store(uint8_t* to, const Results<kCount>& results, const Group& group) {
+    const float (&v)[kCount] = results.values;
+    if constexpr (kFloat4) {
+      StoreWord<Bytes(kCount)>(to, Float4(results, group));
+    } else if constexpr (kCode == Code::kInt4) {
+      StoreWord<Bytes(kCount)>(to, Int4(v, group));
+    } else if constexpr (kCount == 8) {
+      const float low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
+      StoreWords(to, EightBits(low, group), EightBits(high, group));
+    } else {
+      StoreWord<Bytes(kCount)>(to, EightBits(v, group));
     }
   }
 
  private:
-  __device__ __forceinline__ void FindFloat(Group& group, const Span& span, int64_t at, bool stores) const {
+  static constexpr bool kFloat4 = kCode == Code::kFloat4E2M1, kGiven = kScale == Scale::kGiven;
+  static constexpr bool kIntegers = kCode == Code::kInt8 || kCode == Code::kInt4;
+  static constexpr uint32_t kNan = 0x7fffffff, kSignsOfNibbles = 0x88888888;
+
+  __device__ __forceinline__ Group FindGroup(const Span& span, int64_t at, bool stores) const {
+    if constexpr (kGiven) {
+      return {Reciprocal(given_), 0};
+    } else if constexpr (kScale == Scale::kFloat32) {
+      return FindFloat(span, at, stores);
+    } else if constexpr (kScale == Scale::kE8M0) {
+      return FindPowerOfTwo(span, at, stores);
+    } else {
+      return FindE4M3(span, at, stores);
+    }
+  }
+
+  __device__ __forceinline__ Group FindFloat(const Span& span, int64_t at, bool stores) const {
     const float extent = span.above + span.below;
     const bool finite = extent <= kMostFloat;
     const float scale = extent == 0 ? 1 : MaxOrNan(Quotient(extent, work_.steps, work_.inverse_steps), kLeastScale);
     const float inverse = Reciprocal(scale);
-    const bool integers = work_.code == Code::kInt8 || work_.code == Code::kInt4;
-    group.inverse = finite ? inverse : integers ? __uint_as_float(0x7fffffffu) : ApproximateReciprocal(extent);
-    group.zero = 0;
-    if (asymmetric() && finite) group.zero = rintf(__fmul_rn(span.below, inverse) - 8);
+    Group group = {finite ? inverse : kIntegers ? __uint_as_float(kNan) : ApproximateReciprocal(extent), 0};
+    if (kAsymmetric && finite) group.zero = rintf(__fmul_rn(span.below, inverse) - 8);
     if (stores) {
       static_cast<float*>(work_.scales)[at] = finite ? scale : extent;
-      if (asymmetric()) work_.zero_points[at] = static_cast<int8_t>(group.zero);
+      if (kAsymmetric) work_.zero_points[at] = static_cast<int8_t>(group.zero);
+    }
+    return group;
+  }
+
+  __device__ __forceinline__ Group FindPowerOfTwo(const Span& span, int64_t at, bool stores) const {
+    const int exponent = static_cast<int>(__float_as_uint(span.above) >> 23);
+    const bool finite = exponent < 255;
+    const int stored = span.above == 0 ? 127 : finite ? max(exponent - LargestExponent(kCode), 0) : 255;
+    if (stores) static_cast<uint8_t*>(work_.scales)[at] = static_cast<uint8_t>(stored);
+    return {__uint_as_float(finite ? static_cast<uint32_t>(254 - stored) << 23 : kNan), 0};
+  }
+
+  __device__ __forceinline__ Group FindE4M3(const Span& span, int64_t at, bool stores) const {
+    const float steps = 6 * given_, quotient = Quotient(span.above, steps, Reciprocal(steps));  // NaN of an infinity
+    const uint32_t stored = span.above == 0 ? 0x38 : PackE4M3(MaxOrNan(quotient, 0x1p-9f), 0) & 0xff;
+    if (stores) static_cast<uint8_t*>(work_.scales)[at] = static_cast<uint8_t>(stored);
+    return {Reciprocal(MaxOrNan(ValueOfE4M3(stored) * given_, kLeastScale)), 0};
+  }
+
+  template <int kBytes>
+  static __device__ __forceinline__ void StoreWord(uint8_t* to, uint32_t word) {
+    using Word = std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>;
+    *reinterpret_cast<Word*>(to) = static_cast<Word>(word);
+  }
+
+  // Codes of 8 bits, and integers of 4 in as many, of 1, 2 or 4 values.
+  template <int kCount>
+  static __device__ __forceinline__ uint32_t EightBits(const float (&values)[kCount], const Group& group) {
+    float v[Max(kCount, 2)] = {};
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] = Limited(__fmul_rn(values[i], group.inverse), group);
+    if constexpr (kIntegers) {
+      if constexpr (kCount == 4) return PackInt8(v[0], v[1], PackInt8(v[2], v[3]));
+      return PackInt8(v[0], v[1]);
+    } else {
+      constexpr auto kPack = kCode == Code::kFloat8E4M3 ? PackE4M3 : PackE5M2;
+      if constexpr (kCount == 4) return kPack(v[0], v[1]) | kPack(v[2], v[3]) << 16;
+      return kPack(v[0], v[1]);
     }
   }
 
-  __device__ __forceinline__ void FindPowerOfTwo(Group& group, const Span& span, int64_t at, bool stores) const {
-    const int exponent = static_cast<int>(__float_as_uint(span.above) >> 23);
-    const bool finite = exponent < 255;
-    const int stored = span.above == 0 ? 127 : finite ? max(exponent - LargestExponent(work_.code), 0) : 255;
-    if (stores) static_cast<uint8_t*>(work_.scales)[at] = static_cast<uint8_t>(stored);
-    group = {__uint_as_float(finite ? static_cast<uint32_t>(254 - stored) << 23 : 0x7fffffffu), 0};
+  // What is left is to be rounded, and NaN to become 0 where codes are integers.
+  static __device__ __forceinline__ float Limited(float v, const Group& group) {
+    if constexpr (kAsymmetric) {
+      return LimitedTo(-8, 7, (v + kRuler) - kRuler + group.zero);
+    } else if constexpr (kIntegers && kGiven) {
+      return LimitedTo(-LargestCode(kCode), LargestCode(kCode), v);
+    } else {
+      return v;
+    }
+  }
+  static __device__ __forceinline__ float LimitedTo(float least, float most, float v) {
+    return MaxOrNan(-MaxOrNan(-v, -most), least);
   }
 
-  __device__ __forceinline__ void FindE4M3(Group& group, const Span& span, float steps, float inverse_steps, int64_t at,
-                                           bool stores) const {
-    uint32_t stored = PackE4M3(Quotient(span.above, steps, inverse_steps), 0) & 0xff;
-    if (stored == 0) stored = span.above == 0 ? 0x38 : 1;
-    if (!(span.above <= kMostFloat)) stored = 0x7f;
-    if (stores) static_cast<uint8_t*>(work_.scales)[at] = static_cast<uint8_t>(stored);
-    group = {Reciprocal(MaxOrNan(ValueOfE4M3(stored) * given_, kLeastScale)), 0};
+  template <int kCount>
+  static __device__ __forceinline__ uint32_t Int4(const float (&values)[kCount], const Group& group) {
+    float even[kCount / 2], odd[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) even[i] = values[2 * i], odd[i] = values[2 * i + 1];
+    return (EightBits(even, group) & 0x0f0f0f0f) | (EightBits(odd, group) << 4 & 0xf0f0f0f0);
+  }
+
+  // Codes of magnitudes: multiples of 1/2 up to 2, of 1 up to 4 and of 2 beyond. A sum with 2^23 - 2 is rounded to
+  // multiples of 1/2 up to 2^23 and of 1 beyond, so it serves a magnitude up to 4; and half of it from 2 on. In their
+  // bits, which go up by 1 from code to code, the lesser is right.
+  template <int kCount>
+  static __device__ __forceinline__ uint32_t Float4(const Results<kCount>& results, const Group& group) {
+    constexpr float kCorner = 0x1p23f - 2;
+    constexpr uint32_t kOnes = 0x11111111u >> (32 - 4 * kCount), kZero = 0x4b000000 - 4;  // 2^23 is the code 4
+    // The product with a power of two is exact, and becomes a part of the sum; it is less than 8.
+    constexpr bool kExact = kScale == Scale::kE8M0;
+    uint32_t magnitudes = 0;
+#pragma unroll
+    for (int i = kCount - 1; i >= 0; --i) {
+      const float v = kExact ? results.values[i] : __fmul_rn(results.values[i], group.inverse);
+      const float slope = kExact ? group.inverse : 1;
+      const uint32_t code = min(__float_as_uint(fmaf(v, slope, kCorner)),
+                                __float_as_uint(fmaf(v, 0.5f * slope, kCorner)) + 2);  // where 2^23 is the code 6
+      magnitudes = magnitudes * 16 + (kExact ? code : min(code, kZero + 7));
+    }
+    magnitudes -= kZero * kOnes;
+    if (kExact) magnitudes -= magnitudes >> 3 & kOnes;  // 8 becomes 7
+    const uint32_t codes = magnitudes | (results.signs & kSignsOfNibbles);
+    return group.inverse == group.inverse ? codes : 0;
   }
 
   const Work& work_;
-  float given_;
+  float given_ = 1;
 };
+
+// Calls function(Quantizer) for the format of a call: scales that are given belong to rows, those of 8 bits to groups.
+template <bool kGroups, typename F>
+__device__ __forceinline__ void ForFormat(const Work& work, const F& function) {
+  const auto call = [&](auto scale, auto code) { function(Quantizer<code(), scale()>(work)); };
+  const auto for_code = [&](auto scale) {
+    switch (work.code) {
+      case Code::kInt8: return call(scale, Constant<Code::kInt8>{});
+      case Code::kInt4: return call(scale, Constant<Code::kInt4>{});
+      case Code::kFloat8E4M3: return call(scale, Constant<Code::kFloat8E4M3>{});
+      default: return call(scale, Constant<Code::kFloat8E5M2>{});
+    }
+  };
+  if (work.zero_points) {
+    function(Quantizer<Code::kInt4, Scale::kFloat32, true>(work));
+  } else if (work.scale_type == Scale::kFloat32) {
+    for_code(Constant<Scale::kFloat32>{});
+  } else if constexpr (!kGroups) {
+    for_code(Constant<Scale::kGiven>{});
+  } else if (work.scale_type == Scale::kE4M3) {
+    call(Constant<Scale::kE4M3>{}, Constant<Code::kFloat4E2M1>{});
+  } else if (work.code == Code::kFloat4E2M1) {
+    call(Constant<Scale::kE8M0>{}, Constant<Code::kFloat4E2M1>{});
+  } else {
+    call(Constant<Scale::kE8M0>{}, Constant<Code::kFloat8E4M3>{});
+  }
+}
 
 // In place of an element type: results become codes, with a scale to each row or to each group of one.
 template <bool kGroups_>
@@ -316,74 +398,74 @@ template <typename Out>
 constexpr bool kIsQuantized = std::is_same_v<Out, Quantized<false>> || std::is_same_v<Out, Quantized<true>>;
 
 // In place of what a kernel without codes does not have.
-struct Nothing {
-  Nothing() = default;
-  __device__ __forceinline__ explicit Nothing(const Work&) {}
-};
+struct Nothing {};
 
-// A thread's results of a row until its scales are known: of every set a vector of kWidth for each of the block's
-// kCount warps, kDistance apart. Neighbouring threads hold neighbouring vectors.
+// A thread's sums of a row until its scales are known: of every set a vector of kWidth for each of the block's kCount
+// warps, kDistance apart. Neighbouring threads hold neighbouring vectors.
 template <int kSets, int kCount, int kWidth, int kDistance>
 class KeptRow {
  public:
-  __device__ __forceinline__ void Keep(int set, const float (&values)[kCount][kWidth], float scale) {
+  __device__ __forceinline__ void Keep(int set, const float (&sums)[kCount][kWidth]) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) values_[set * kCount + i][j] = values[i][j] * scale;
+      for (int j = 0; j < kWidth; ++j) sums_[set * kCount + i][j] = sums[i][j];
   }
 
-  // The row has one scale. For all threads of a block, which has shared memory for a span of each warp. A set begins
-  // at the array's element number at(set).
-  template <typename At>
-  __device__ __forceinline__ void StoreRow(const Quantizer& quantizer, const Work& work, int64_t row, Span* spans,
-                                           const At& at) const {
-    const int thread = static_cast<int>(threadIdx.x);
-    const bool asymmetric = quantizer.asymmetric();
-    Span span[1];
+  // The row has one scale. For all threads of a block, which has shared memory for a span of each warp. The thread's
+  // first result is the array's number `first`, and that of a set offset(set) behind it.
+  template <typename Offset>
+  __device__ __forceinline__ void StoreRow(const Work& work, int64_t row, int64_t first, Span* spans,
+                                           const Offset& offset) const {
+    ForFormat<false>(work, [&](auto quantizer) {
+      const int thread = static_cast<int>(threadIdx.x);
+      Results<kWidth> results[kVectors];
+      Span span[1] = {quantizer.Keep(results[0], sums_[0])};
 #pragma unroll
-    for (const float (&v)[kWidth] : values_) span[0].Include(v, asymmetric);
-    IncludeWarp(span, asymmetric);
-    if (thread % 32 == 0) spans[thread / 32] = span[0];
-    __syncthreads();
+      for (int i = 1; i < kVectors; ++i) quantizer.Include(span[0], quantizer.Keep(results[i], sums_[i]));
+      quantizer.IncludeAll(span[0]);
+      if (thread % 32 == 0) spans[thread / 32] = span[0];
+      __syncthreads();
 #pragma unroll
-    for (int warp = 0; warp < kCount; ++warp) span[0].Include(spans[warp]);
-    Group group[1];
-    quantizer.FindGroups(group, span, [&](int) { return row; }, [&](int) { return thread == 0; });
-    quantizer.ForCode<true>([&](auto encoder) {
+      for (int warp = 0; warp < kCount; ++warp) quantizer.Include(span[0], spans[warp]);
+      Group group[1];
+      quantizer.FindGroups(group, span, [&](int) { return row; }, [&](int) { return thread == 0; });
+      uint8_t* const codes = quantizer.Codes(first);
 #pragma unroll
       for (int i = 0; i < kVectors; ++i)
-        encoder.Store(work.y, at(i / kCount) + i % kCount * kDistance, values_[i], group[0]);
+        quantizer.Store(codes + quantizer.Bytes(OffsetOf(i, offset)), results[i], group[0]);
     });
   }
 
-  // Every 2^group_bits elements have a scale, at most 32 vectors.
-  template <typename At>
-  __device__ __forceinline__ void StoreGroups(const Quantizer& quantizer, const Work& work, const At& at) const {
-    constexpr int kTogether = 2;  // vectors, as many as there are registers for
-    const int lanes = (1 << work.group_bits) / kWidth;
-    const bool asymmetric = quantizer.asymmetric(), stores = (static_cast<int>(threadIdx.x) & (lanes - 1)) == 0;
+  // Every 2^group_bits elements have a scale, 2 to 32 vectors.
+  template <typename Offset>
+  __device__ __forceinline__ void StoreGroups(const Work& work, int64_t first, const Offset& offset) const {
+    ForFormat<true>(work, [&](auto quantizer) {
+      Results<kWidth> results[kVectors];
+      Span spans[kVectors];
 #pragma unroll
-    for (int begin = 0; begin < kVectors; begin += kTogether) {
-      const auto place = [&](int i) { return at((begin + i) / kCount) + (begin + i) % kCount * kDistance; };
-      Span span[kTogether];
+      for (int i = 0; i < kVectors; ++i) spans[i] = quantizer.Keep(results[i], sums_[i]);
+      Group groups[kVectors];
+      const int64_t first_group = first >> work.group_bits;
+      quantizer.FindGroupsOfLanes(
+          groups, spans, (1 << work.group_bits) / kWidth,
+          [&](int i) { return first_group + (OffsetOf(i, offset) >> work.group_bits); }, [](int) { return true; });
+      uint8_t* const codes = quantizer.Codes(first);
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i) span[i].Include(values_[begin + i], asymmetric);
-      IncludeLanes(span, lanes, asymmetric);
-      Group groups[kTogether];
-      quantizer.FindGroups(
-          groups, span, [&](int i) { return place(i) >> work.group_bits; }, [&](int) { return stores; });
-      quantizer.ForCode<false>([&](auto encoder) {
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) encoder.Store(work.y, place(i), values_[begin + i], groups[i]);
-      });
-    }
+      for (int i = 0; i < kVectors; ++i)
+        quantizer.Store(codes + quantizer.Bytes(OffsetOf(i, offset)), results[i], groups[i]);
+    });
   }
 
  private:
   static constexpr int kVectors = kSets * kCount;
 
-  float values_[kVectors][kWidth];
+  template <typename Offset>
+  static __device__ __forceinline__ int OffsetOf(int vector, const Offset& offset) {
+    return offset(vector / kCount) + vector % kCount * kDistance;
+  }
+
+  float sums_[kVectors][kWidth];
 };
 
 }  // namespace jax_hadacore::cuda

@@ -155,8 +155,10 @@ struct Fragment16 {
     StartCopy<kOffset * sizeof(Storage)>(to + kSlots * Lane(), from + kSlots * Lane());
   }
 
-  __device__ __forceinline__ void Load(const Storage* from) {
-    const uint4 v = reinterpret_cast<const uint4*>(from)[Lane()];
+  __device__ __forceinline__ void Load(const Storage* from) { LoadOwn(from + kSlots * Lane()); }
+  // The lane's own slots, from an address of its own.
+  __device__ __forceinline__ void LoadOwn(const Storage* from) {
+    const uint4 v = *reinterpret_cast<const uint4*>(from);
     raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
   }
 
@@ -235,6 +237,10 @@ struct Fragment16 {
 #pragma unroll
     for (uint32_t& r : raw) r ^= signs;
   }
+
+  // A row that holds something unsafe has a result of at least that magnitude, or NaN: the mean square of a row's
+  // results is n times that of its elements, and half of it allows for what is lost to rounding.
+  static constexpr float kLeastOfUnsafe = 0x1p119f;
 
   // Whether the lane holds what may spread to other rows of the fragment: rows shorter than it meet zeros in the
   // matrices, and 0 * infinity is NaN.

@@ -64,12 +64,7 @@ namespace jax_hadacore {
 const int kFfiApiVersion[2] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
 }  // namespace jax_hadacore
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxHadacoreHadamardCuda, jax_hadacore::cuda::Hadamard,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::PlatformStream<cudaStream_t>>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .RemainingRets()
-                                  .Attrs(),
-                              {xla::ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    JaxHadacoreHadamardCuda, jax_hadacore::cuda::Hadamard,
+    jax_hadacore::BindOperands<xla::ffi::PlatformStream<cudaStream_t>>().RemainingRets().Attrs(),
+    {xla::ffi::Traits::kCmdBufferCompatible});

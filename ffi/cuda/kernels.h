@@ -1,6 +1,7 @@
 // kernels.h: the kernels that the instances provide, looked up by the host.
 #pragma once
 
+#include "order_ring.h"
 #include "work.h"
 
 namespace jax_hadacore::cuda {
@@ -71,10 +72,10 @@ extern template Kernel OrderRowsKernel<BF16>(int, int);
 // The same for groups of warps (order_ring.cuh), in 4 to kMostRingColumns columns.
 constexpr int kMostRingColumns = 16;
 template <typename T>
-Kernel OrderRingKernel(int columns);
+Kernel OrderRingKernel(const RingLayout& ring);
 
-extern template Kernel OrderRingKernel<F16>(int);
-extern template Kernel OrderRingKernel<BF16>(int);
+extern template Kernel OrderRingKernel<F16>(const RingLayout&);
+extern template Kernel OrderRingKernel<BF16>(const RingLayout&);
 
 // Of groups of up to 8 elements; with two orders of groups of 8 or 4, one order up to MostColumns (group_rows.cuh).
 constexpr int MostColumns(int width) { return width == 8 ? 16 : 48; }
@@ -83,6 +84,14 @@ Kernel GroupRowsKernel(int width, bool two_orders);
 
 extern template Kernel GroupRowsKernel<F16>(int, bool);
 extern template Kernel GroupRowsKernel<BF16>(int, bool);
+
+// Of two orders for groups of warps (pair_ring.cuh), for groups of 4 elements and 8 * `eights` columns, 5 or 6, or of 8
+// elements, two side by side, and 3.
+template <typename T>
+Kernel PairRingKernel(int width, int eights);
+
+extern template Kernel PairRingKernel<F16>(int, int);
+extern template Kernel PairRingKernel<BF16>(int, int);
 
 // Of float32 rows of k * 2^m elements (order_floats.cuh); `threads` are those that a multiprocessor has registers for,
 // and MostFloatThreads of them a block's at most. Rows come through shared memory where powers are less than

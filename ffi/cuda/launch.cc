@@ -20,8 +20,7 @@ cudaError_t DescribeCode(Gpu& gpu) {
   int answer = gpu.device < kDevices ? answers[gpu.device].load() : 0;
   if (answer == 0) {
     cudaFuncAttributes attributes{};
-    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, OrderRingKernel<BF16>(kMostRingColumns).function))
-      return error;
+    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, OrderRingKernel<BF16>({}).function)) return error;
     answer = kAsked | (attributes.ptxVersion >= 90 ? kSm90 : 0) | (attributes.numRegs > 64 ? kSm90a : 0);
     if (gpu.device < kDevices) answers[gpu.device] = answer;
   }
@@ -70,7 +69,7 @@ cudaError_t Enqueue(const std::vector<Launch>& launches, const Gpu& gpu, cudaStr
     config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
     config.stream = stream;
     // The words follow the work, as in WorkAndWords.
-    alignas(Work) char argument[sizeof(WorkAndWords<kManyWords>)];
+    alignas(WorkAndWords<kManyWords>) char argument[sizeof(WorkAndWords<kManyWords>)];
     std::memcpy(argument, &launch.work, sizeof launch.work);
     if (!launch.words.empty())
       std::memcpy(argument + offsetof(WorkAndWords<kManyWords>, words), launch.words.data(),

@@ -81,6 +81,19 @@ struct LongRowsShape {
 // bit 0, so that the eight lanes of one 128-byte access, whose quads are 2 apart in the 16-bit layout, use all banks.
 __device__ __forceinline__ int Swizzle(int element) { return element ^ (element >> 3 & 4); }
 
+// Loads kWidth consecutive elements of the exchange, the first of which is a multiple of kWidth.
+template <int kWidth>
+__device__ __forceinline__ void LoadQuads(float (&v)[kWidth], const float* exchange, int first) {
+  constexpr int kTogether = Min(kWidth, 4);
+#pragma unroll
+  for (int i = 0; i < kWidth; i += kTogether) {
+    float quad[kTogether];
+    LoadVector<kTogether>(quad, &exchange[Swizzle(first + i)]);
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) v[i + j] = quad[j];
+  }
+}
+
 // How many blocks are to fit on a multiprocessor. Elsewhere than on sm_90, ptxas takes a few registers more.
 constexpr int BlocksToFit(int blocks) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
@@ -102,12 +115,14 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
   constexpr int kSegments = Segments<In>(Shape::kBits), kOutputs = kSplit ? 1 : kSegments;
   constexpr int kSegment = kN / kSegments, kPer = kFragments / kOutputs, kChunk = kPer * kFragment;
   constexpr int kPart = kFragments / Shape::kParts * kFragment;  // of a warp's sums in one part of the exchange
-  constexpr int kWidth = Min(4, kPart / Shape::kThreads);  // consecutive elements that a thread takes of every warp
-  constexpr int kSteps = kPart / kWidth / Shape::kThreads;
-  static_assert(kSteps * kWidth * Shape::kThreads == kPart, "the threads share a part evenly");
+  constexpr bool kQuantized = kIsQuantized<Out>;
+  // Consecutive elements that a thread takes of every warp: as many as it stores at once.
+  constexpr int kWidth = Min(kQuantized ? 8 : 4, kPart / Shape::kThreads);
+  constexpr int kStride = kWidth * Shape::kThreads;  // what all threads take of every warp in a step
+  constexpr int kSteps = kPart / kStride;
+  static_assert(kSteps * kStride == kPart, "the threads share a part evenly");
   static_assert(!kSplit || kSegments == 2, "only rows of two segments are split");
   static_assert(!kSigned || kAligned, "unaligned rows have their signs from elsewhere");
-  constexpr bool kQuantized = kIsQuantized<Out>;
   extern __shared__ float4 shared_memory[];
   float* const exchange = reinterpret_cast<float*>(shared_memory);
   InStorage* const staged = reinterpret_cast<InStorage*>(exchange + Shape::kExchange);
@@ -138,7 +153,6 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
 
   WaitForPreviousLaunch();
   if constexpr (kStaged) stage(row);
-  [[maybe_unused]] const std::conditional_t<kQuantized, Quantizer, Nothing> quantizer(work);
   [[maybe_unused]] Span* const spans = reinterpret_cast<Span*>(staged + (kStaged ? kN : 0));  // one of each warp
   for (bool again = false; row < end; row += stride, again = true) {
     // The low bits, and the highest where a row is two segments: each warp its chunk, in registers.
@@ -236,10 +250,10 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
         const int at = (step * Shape::kThreads + thread) * kWidth;
         float u[kWarps][kWidth];
 #pragma unroll
-        for (int chunk = 0; chunk < kWarps; ++chunk) LoadVector<kWidth>(u[chunk], &buffer[chunk * kPart + Swizzle(at)]);
+        for (int chunk = 0; chunk < kWarps; ++chunk) LoadQuads(u[chunk], &buffer[chunk * kPart], at);
         Butterflies(u);
         if constexpr (kQuantized) {
-          results.Keep(part * kSteps + step, u, scale);
+          results.Keep(part * kSteps + step, u);
         } else {
           OutStorage* const to = y + row * kN + place(part, step);
           const auto store = [&](auto signs_of) {
@@ -263,11 +277,15 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
     }
     if constexpr (kQuantized) {
       KeepOutOfRegisters(thread);
-      const auto at = [&](int set) { return row * kN + place(set / kSteps, set % kSteps); };
+      // A thread's places are as far from its first as those of thread 0.
+      static_assert(kStride % kChunk == 0 || kChunk % kStride == 0);
+      const auto at = [](int sum) { return sum / kChunk * kSegment + sum % kChunk; };
+      const auto offset = [&](int set) { return at(set / kSteps * kPart + set % kSteps * kStride); };
+      const int64_t first = row * kN + at(thread * kWidth);
       if constexpr (Out::kGroups) {
-        results.StoreGroups(quantizer, work, at);
+        results.StoreGroups(work, first, offset);
       } else {
-        results.StoreRow(quantizer, work, row, spans, at);
+        results.StoreRow(work, row, first, spans, offset);
       }
     }
   }

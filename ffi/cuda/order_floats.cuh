@@ -337,7 +337,7 @@ __global__ void __launch_bounds__(ThreadsOfCode(ShapeOfFloats(kEights, kStaged).
   bool rest = false;
   int first = thread / 32 * kColumns;
   if (first < rows.columns) columns.Load(rows, staged, first, rest);
-  // Small orders have registers for more warps, or for later columns, but gain more from a nearer place to load from.
+  // Of small orders a warp has many columns, and waits for each.
   if constexpr (!kStaged && kEights <= 3)
 #pragma unroll 1
     for (int later = first + step; later < rows.columns; later += step)

@@ -12,6 +12,8 @@
 #include "launch.h"
 #include "order_ring.h"
 #include "order_words.h"
+#include "pair_ring.h"
+#include "tensor_map.h"
 
 namespace jax_hadacore::cuda {
 namespace {
@@ -302,37 +304,96 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
   return launch;
 }
 
+// Gives a ring as many parts as there is room for, and at least as many as it needs: one is to come while another is
+// read, and from one tile of a warp group to its next are no more than all.
+template <typename Layout>
+bool Fill(Layout& ring, int most, const Gpu& gpu) {
+  const int least = std::max(2, TileStride(ring.Tiles()));
+  for (ring.parts = most; ring.parts >= least; --ring.parts)
+    if (ring.Bytes() <= gpu.shared_bytes) return true;
+  ring.parts = 0;
+  return false;
+}
+
 // How OrderRing sees a row; none where it does not serve, or was no faster than OrderRows. All rows of a length go one
 // way: the sums of the two differ.
 std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
-  constexpr int64_t kLeast = 6144;  // elements
+  constexpr int64_t kLeast = 5120;  // elements
   constexpr int kMostParts = 16, kPartsForFewColumns = 4;
   if (!gpu.warp_groups || layout.second || p.n < kLeast) return std::nullopt;
+  // The matrix as elements if it fits; then results in long lines. None has no parts.
   const auto make = [&](int64_t columns) {
-    RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0};
-    while (ring.parts < kMostParts && RingLayout{ring.columns, ring.order, ring.parts + 1}.Bytes() <= gpu.shared_bytes)
-      ++ring.parts;
+    RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0, false, 0};
+    for (const bool elements : {true, false})
+      for (const int together : {columns == 16 ? 16 : 8, 8}) {
+        ring.elements = elements, ring.together = together;
+        if (Fill(ring, kMostParts, gpu)) return ring;
+      }
     return ring;
   };
   const int64_t power = PowerOfTwo(p) / 8, columns = std::min<int64_t>(power, kMostRingColumns);
   if (columns < 4) return std::nullopt;
   RingLayout ring = make(columns);
   // Tiles are padded to 64 a's. Where that costs most, half as many columns serve, which have twice as many a's.
-  if (columns == kMostRingColumns && 5 * ring.order < 3 * 64 * ring.Tiles()) {
+  if (columns == kMostRingColumns && 7 * ring.order < 4 * 64 * ring.Tiles()) {
     const RingLayout other = make(columns / 2);
     if (other.parts >= kPartsForFewColumns) ring = other;
   }
   const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
-  if (ring.parts < 2 || FirstStepSize(ring.order) + signs >= kManyWords) return std::nullopt;
+  if (ring.parts == 0 || kMapWords + FirstStepSize(ring.order) + 4 + signs > kManyWords) return std::nullopt;
   return ring;
 }
 
 Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& ring, const Buffers& b, const Gpu& gpu) {
   const int64_t parts = DivideUp(p.rows, ring.RowsOfPart());
-  Launch launch = {p.dtype == Dtype::kF16 ? OrderRingKernel<F16>(ring.columns) : OrderRingKernel<BF16>(ring.columns),
+  Launch launch = {p.dtype == Dtype::kF16 ? OrderRingKernel<F16>(ring) : OrderRingKernel<BF16>(ring),
                    MakeWork(b.x, b.y, p.rows, p.n, 1, ring.RowsOfPart(), p.scale),
                    std::min<int64_t>(parts, gpu.processors),
+                   {}};
+  launch.kernel.shared_bytes = ring.Bytes();
+  Work& work = launch.work;
+  work.runs = launch.blocks;
+  work.order = ring.order;
+  work.columns = ring.columns;
+  work.ring = ring.parts;
+  std::optional<Words> map;
+  if (Aligned(b.x, b.y) && p.n % 8 == 0) map = TensorMap(b.x, p.rows, p.n, ring);
+  work.aligned = map.has_value();
+  launch.words = map.value_or(Words(kMapWords));
+  const Words& matrix = *FirstStepWords(*layout.first, ring.order / layout.first->order);
+  launch.words.insert(launch.words.end(), matrix.begin(), matrix.end());
+  AddSigns(launch, p);
+  return launch;
+}
+
+// How PairRing sees a row; none where it does not serve, or most of its columns would be zeros. Powers of two beyond
+// the groups go to the first step.
+std::optional<PairLayout> FindPairs(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
+  constexpr int kMostParts = 4;
+  if (!gpu.warp_groups || !layout.second) return std::nullopt;
+  const int order = static_cast<int>(layout.second->order);
+  PairLayout ring{};
+  if (PowerOfTwo(p) >= 16 && order <= 12) {
+    ring.width = 8, ring.apart = 2, ring.eights = 3;
+  } else {
+    ring.width = 4, ring.apart = 1, ring.eights = order > 40 ? 6 : 5;
+  }
+  ring.columns = order * ring.apart;
+  ring.order = static_cast<int>(p.n / (ring.columns * ring.width));
+  if (order % 2 || ring.columns <= 4 * ring.eights || ring.columns > 8 * ring.eights) return std::nullopt;
+  const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
+  if (!Fill(ring, kMostParts, gpu) || FirstStepSize(ring.order) + order * SignWords(order) + signs > kManyWords)
+    return std::nullopt;
+  return ring;
+}
+
+Launch OnPairs(const Problem& p, const OrderLayout& layout, const PairLayout& ring, const Buffers& b, const Gpu& gpu) {
+  const auto find = p.dtype == Dtype::kF16 ? PairRingKernel<F16> : PairRingKernel<BF16>;
+  Launch launch = {find(ring.width, ring.eights), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale),
+                   std::min<int64_t>(p.rows, gpu.processors),
                    *FirstStepWords(*layout.first, ring.order / layout.first->order)};
+  const int64_t order = layout.second->order;
+  AppendFactor(launch.words, *layout.second, order, SignWords(order));
   launch.kernel.shared_bytes = ring.Bytes();
   Work& work = launch.work;
   work.runs = launch.blocks;
@@ -464,6 +525,7 @@ template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) {
     if (const auto ring = FindRing(p, *layout, gpu)) return {OnRing(p, *layout, *ring, b, gpu)};
+    if (const auto ring = FindPairs(p, *layout, gpu)) return {OnPairs(p, *layout, *ring, b, gpu)};
     return {OnOrderRows(p, *layout, b, gpu)};
   }
   if (OnePassFloats(p, gpu.shared_bytes)) return {OnFloats(p, b, gpu)};

@@ -33,12 +33,7 @@ ffi::Error Quantize(cudaStream_t stream, ffi::AnyBuffer x, ffi::RemainingArgs mo
 }  // namespace
 }  // namespace jax_hadacore::cuda
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxHadacoreQuantizeCuda, jax_hadacore::cuda::Quantize,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::PlatformStream<cudaStream_t>>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .RemainingRets()
-                                  .Attrs(),
-                              {xla::ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    JaxHadacoreQuantizeCuda, jax_hadacore::cuda::Quantize,
+    jax_hadacore::BindOperands<xla::ffi::PlatformStream<cudaStream_t>>().RemainingRets().Attrs(),
+    {xla::ffi::Traits::kCmdBufferCompatible});

@@ -7,8 +7,8 @@ namespace {
 
 constexpr bool IsPowerOfTwo(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
-// Groups shorter than a row are found by the lanes of one warp, which hold 8 elements each of a short row and 4 of a
-// longer one. The longest have no registers for them.
+// Groups shorter than a row are found by the lanes of one warp, which hold 8 elements each. The longest rows have no
+// registers for them.
 constexpr int64_t MostOfGroup(int64_t n) { return n <= 1024 ? 256 : n < int64_t{1} << kMostQuantizedBits ? 128 : 0; }
 constexpr int64_t kLeastOfGroup = 16;
 
@@ -17,8 +17,8 @@ constexpr int64_t kLeastOfGroup = 16;
 bool FusesCodes(const Problem& p, const Quantization& q) {
   return (p.dtype == Dtype::kF16 || p.dtype == Dtype::kBF16) && p.factor_count == 0 && !p.signs && IsPowerOfTwo(p.n) &&
          p.n >= int64_t{1} << kLeastQuantizedBits && p.n <= int64_t{1} << kMostQuantizedBits &&
-         (q.group == p.n || q.scale == Scale::kGiven ||
-          (IsPowerOfTwo(q.group) && q.group >= kLeastOfGroup && q.group <= MostOfGroup(p.n) && q.group < p.n));
+         (q.scale == Scale::kGiven || (q.group == p.n && q.scale == Scale::kFloat32) ||
+          (IsPowerOfTwo(q.group) && q.group >= kLeastOfGroup && q.group <= MostOfGroup(p.n)));
 }
 
 Launch PlanCodes(const Problem& p, const Quantization& q, const void* x, const QuantizedBuffers& results,
@@ -27,7 +27,9 @@ Launch PlanCodes(const Problem& p, const Quantization& q, const void* x, const Q
   // With a scale that is given any group will do: a row.
   const int group_bits = q.scale == Scale::kGiven ? bits : Log2(q.group);
   const auto find = p.dtype == Dtype::kF16 ? QuantizedRowsKernel<F16> : QuantizedRowsKernel<BF16>;
-  const Kernel kernel = find(bits, group_bits < bits, gpu.shared_bytes);
+  // A row is a group of its own, but not with the scales of 8 bits, which rows have no kernels for.
+  const bool groups = group_bits < bits || q.scale == Scale::kE8M0 || q.scale == Scale::kE4M3;
+  const Kernel kernel = find(bits, groups, gpu.shared_bytes);
   Launch launch = OnRows(kernel, x, results.codes, p.rows, p.n, p.scale, gpu);
   Work& work = launch.work;
   work.scales = results.scales;

@@ -1,5 +1,5 @@
 // quantized_rows.cuh: aligned 16-bit rows of 32 to 32768 elements whose results become codes: the transforms of
-// short_rows.cuh and long_rows.cuh with other ends.
+// short_rows.cuh, up to 2048, and long_rows.cuh with other ends.
 #pragma once
 
 #include "codes.cuh"
@@ -7,101 +7,113 @@
 
 namespace jax_hadacore::cuda {
 
-// Stores codes and scales of a warp's consecutive fragments, of which a lane's first element is the array's number
-// `first`; those from `first + left` on are beyond the array. kGroups: a row has several scales.
-template <int kBits, bool kGroups, int kFragments>
-__device__ __forceinline__ void QuantizeFragments(float (&v)[kFragments][kSlots], const Work& work, int64_t first,
-                                                  int left) {
-  const Quantizer quantizer(work);
-  const bool asymmetric = quantizer.asymmetric();
-  Span spans[kFragments];
+// Stores codes and scales of a warp's consecutive fragments of sums, of which a lane's first element is the array's
+// number `first`; `inside` of a lane's fragments are in the array. kGroups: a row has several scales. May stop, and
+// says so, before anything is stored, where a result is as large as those of rows with something unsafe.
+template <int kBits, bool kGroups, bool kMayStop, int kFragments>
+__device__ __forceinline__ bool QuantizeFragments(const float (&sums)[kFragments][kSlots], const Work& work,
+                                                  int64_t first, int inside = kFragments) {
+  bool stopped = false;
+  ForFormat<kGroups>(work, [&](auto quantizer) {
+    Results<kSlots> results[kFragments];
+    Span spans[kFragments];
 #pragma unroll
-  for (int f = 0; f < kFragments; ++f) {
+    for (int f = 0; f < kFragments; ++f) spans[f] = quantizer.Keep(results[f], sums[f]);
+    if constexpr (kMayStop) {
+      const float least = Fragment<BF16>::kLeastOfUnsafe * fabsf(work.float_scale);
+      bool unsafe = false;
 #pragma unroll
-    for (int s = 0; s < kSlots; ++s) v[f][s] *= work.float_scale;
-    spans[f].Include(v[f], asymmetric);
-  }
-  const auto inside = [&](int f) { return f * kFragment < left; };
-  Group groups[kFragments];
-  if constexpr (kBits > 8 && !kGroups) {  // the warp's one row
-    Span span[1] = {spans[0]};
-#pragma unroll
-    for (int f = 1; f < kFragments; ++f) span[0].Include(spans[f]);
-    IncludeWarp(span, asymmetric);
-    Group group[1];
-    quantizer.FindGroups(
-        group, span, [&](int) { return first >> kBits; }, [&](int) { return Lane() == 0 && inside(0); });
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) groups[f] = group[0];
-  } else {
-    const int group_bits = kGroups ? work.group_bits : kBits, lanes = 1 << (group_bits - 3);
-    if (!kGroups && kBits == 8) {
-      IncludeWarp(spans, asymmetric);
-    } else {
-      IncludeLanes(spans, lanes, asymmetric);
+      for (const Span& span : spans) unsafe |= !(MaxOrNan(span.above, span.below) < least);
+      if (__any_sync(kWarp, unsafe)) {
+        stopped = true;
+        return;
+      }
     }
-    const bool stores = (Lane() & (lanes - 1)) == 0;
-    quantizer.FindGroups(
-        groups, spans, [&](int f) { return (first + f * kFragment) >> group_bits; },
-        [&](int f) { return stores && inside(f); });
-  }
-  quantizer.ForCode<!kGroups>([&](auto encoder) {
+    Group groups[kFragments];
+    if constexpr (kBits > 8 && !kGroups) {  // the warp's one row
+      Span span[1] = {spans[0]};
+#pragma unroll
+      for (int f = 1; f < kFragments; ++f) quantizer.Include(span[0], spans[f]);
+      quantizer.IncludeAll(span[0]);
+      Group group[1];
+      quantizer.FindGroups(group, span, [&](int) { return first >> kBits; }, [](int) { return Lane() == 0; });
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) groups[f] = group[0];
+    } else {
+      const int group_bits = kGroups ? work.group_bits : kBits;
+      const int64_t first_group = first >> group_bits;
+      quantizer.FindGroupsOfLanes(
+          groups, spans, 1 << (group_bits - 3), [&](int f) { return first_group + (f * kFragment >> group_bits); },
+          [&](int f) { return f < inside; });
+    }
+    uint8_t* const codes = quantizer.Codes(first);
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
-      if (inside(f)) encoder.Store(work.y, first + f * kFragment, v[f], groups[f]);
+      if (f < inside) quantizer.Store(codes + quantizer.Bytes(f * kFragment), results[f], groups[f]);
   });
+  return stopped;
 }
 
+// How many blocks of short rows are to fit on a multiprocessor: with 40, 64 and 128 registers for a thread.
+constexpr int ShortBlocksToFit(int fragments) { return BlocksToFit(fragments == 2 ? 12 : 64 / fragments); }
+
 template <typename T, typename Shape, bool kGroups>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor * 3 / 4)
+__global__ void __launch_bounds__(Shape::kThreads, ShortBlocksToFit(Shape::kFragments))
     QuantizedShortRows(const Work work) {
   constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments, kElements = kFragments * kFragment;
   static_assert(kBits >= 5, "a lane's elements are of one row and one group, and whole rows end with a group of lanes");
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t first = (blockIdx.x * Shape::kRowsPerBlock << kBits) + warp * kElements + kSlots * Lane();
-  const int left = static_cast<int>(min((work.count << kBits) - first, int64_t{kElements}));
-  const typename Fragment<T>::template Matrices<kBits, (kFragments > 2)> matrices;
-  // What is beyond the array is taken from its beginning: its results go nowhere.
-  const auto load = [&](Fragment<T>& fragment, int f) {
-    const int64_t at = f * kFragment < left ? first + f * kFragment : 0;
-    const uint4 q = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(work.x) + at);
-    fragment.raw[0] = q.x, fragment.raw[1] = q.y, fragment.raw[2] = q.z, fragment.raw[3] = q.w;
-  };
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shape::kRowsPerBlock;
+  const int64_t first = (first_row << kBits) + (warp * kElements + kSlots * Lane());
+  const int64_t end = work.count << kBits;
+  const uint16_t* const x = static_cast<const uint16_t*>(work.x) + first;
+  const typename Fragment<T>::template Matrices<kBits, true> matrices;
 
   WaitForPreviousLaunch();
-  Fragment<T> fragments[kFragments];
+  const bool whole = kBits > 8 ? first < end : first - kSlots * Lane() + kElements <= end;
+  if (whole) {
+    Fragment<T> fragments[kFragments];
 #pragma unroll
-  for (int f = 0; f < kFragments; ++f) load(fragments[f], f);
-  IssueLoads();
-  if constexpr (kBits < 8) {
-    bool unsafe = false;
+    for (int f = 0; f < kFragments; ++f) fragments[f].LoadOwn(x + f * kFragment);
+    IssueLoads();
+    float v[kFragments][kSlots];
+    if constexpr (Segments<T>(kBits) == 2) {
+      constexpr int kHalf = kFragments / 2;
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f) unsafe |= fragments[f].HasUnsafe();
-    if (__any_sync(kWarp, unsafe)) {
-      // One fragment after the other, as TransformCarefully does it.
+      for (int f = 0; f < kHalf; ++f)
+        Fragment<T>::TransformSumAndDifference(v[f], v[f + kHalf], fragments[f], fragments[f + kHalf], matrices);
+      Butterflies<1, kHalf>(v);
+    } else {
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
+      if constexpr (kBits > 8) Butterflies(v);
+    }
+    if (!QuantizeFragments < kBits, kGroups, kBits<8>(v, work, first)) return;
+  }
+  if constexpr (kBits <= 8) {
+    // The end of the array, or a row shows that it held something unsafe: one fragment after the other, as
+    // TransformCarefully does it. The second of two is not inside.
+    const typename Fragment<T>::template Matrices<kBits> matrices_again;
 #pragma unroll 1
-      for (int f = 0; f < kFragments; ++f) {
-        Fragment<T> fragment;
-        load(fragment, f);
-        float v[1][kSlots], alone[kSlots];
+    for (int f = 0; f < kFragments; ++f) {
+      const bool inside = first + f * kFragment < end;
+      Fragment<T> fragment;
+      fragment.LoadOwn(inside ? x + f * kFragment : static_cast<const uint16_t*>(work.x));
+      float v[2][kSlots] = {};
+      if constexpr (kBits < 8) {
         const unsigned done = fragment.template UnsafeRows<kBits>();
-        fragment.template TransformByButterflies<kBits>(alone);
+        fragment.template TransformByButterflies<kBits>(v[1]);
         fragment.Zero(done);
-        fragment.Transform(v[0], matrices);
+        fragment.Transform(v[0], matrices_again);
 #pragma unroll
         for (int s = 0; s < kSlots; ++s)
-          if (done) v[0][s] = alone[s];
-        QuantizeFragments<kBits, kGroups>(v, work, first + f * kFragment, left - f * kFragment);
+          if (done) v[0][s] = v[1][s];
+      } else {
+        fragment.Transform(v[0], matrices_again);
       }
-      return;
+      QuantizeFragments<kBits, kGroups, false>(v, work, first + f * kFragment, inside);
     }
   }
-
-  float v[kFragments][kSlots];
-#pragma unroll
-  for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
-  if constexpr (kBits > 8) Butterflies(v);
-  QuantizeFragments<kBits, kGroups>(v, work, first, left);
 }
 
 template <typename T, typename Shape, bool kGroups>
@@ -125,13 +137,17 @@ Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> s
   return kernel;
 }
 
-// The shapes, which are those for many rows unless codes want other ones: they take more registers and instructions.
-// The longest row's exchange takes as much memory in one part as in two of their own, and gives a thread 4 elements of
-// a row and not 2.
+// The shapes, which are those for many rows unless codes want other ones (docs/kernel.md). The longest row's exchange
+// takes as much memory in one part as in two of their own, and gives a thread 4 elements of a row and not 2.
 template <typename T, int kBits>
-struct QuantizedChoice : Choice<typename RowsChoice<T, kBits>::Many> {};
+struct QuantizedChoice
+    : Choice<std::conditional_t<(kBits <= 8), Short<kBits, 4>, typename RowsChoice<T, kBits>::Many>> {};
 template <typename T>
-struct QuantizedChoice<T, 11> : Choice<Long<11, 4, 14, Exchange<1>>> {};
+struct QuantizedChoice<T, 11> : Choice<Short<11, 8>> {};
+template <typename T>
+struct QuantizedChoice<T, 12> : Choice<Long<12, 8, 10, Exchange<1>>> {};
+template <typename T>
+struct QuantizedChoice<T, 13> : Choice<Long<13, 8, 5, Exchange<1>>> {};
 template <typename T>
 struct QuantizedChoice<T, 15>
     : Choice<Long<15, 8, 1, Exchange<1>, Staged<2, 90, kAnyTurns>>, Long<15, 8, 1, Exchange<2>>> {};

@@ -51,7 +51,7 @@ constexpr int kFewWords = 1008, kManyWords = 7900;
 template <int kWords>
 struct WorkAndWords {
   Work work;
-  uint32_t words[kWords];
+  alignas(64) uint32_t words[kWords];
 };
 
 // A kernel as a row of the launch table.

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ._cayley import cayley_sgd
 from ._plan import Plan
+from ._progress import on_terminal
 from ._progress import progress as progress_bar
 from ._rotate import rotate
 from ._rotation import Rotation
@@ -142,7 +143,7 @@ def learn_rotations(
         now, params = jax.tree.map(functools.partial(_on, mesh), (now, params))
     task = _Task(apply, teacher, plan, optimizer)
     first = int(now.step)
-    with progress_bar(steps) if progress else contextlib.nullcontext() as made:
+    with progress_bar(steps) if progress and on_terminal() else contextlib.nullcontext() as made:
         if made:
             made("", first)
         for i in range(first, steps):

@@ -6,10 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 
 
+def on_terminal() -> bool:
+    """Whether progress is seen."""
+    return sys.stderr.isatty()
+
+
 @contextlib.contextmanager
 def progress(total: int, *, in_bytes: bool = False) -> Iterator[Callable[[str, int], None]]:
     """Yields a function of what is being done and how much of the total is done since; silent without a terminal."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield lambda what, done: None
     elif importlib.util.find_spec("rich"):
         from rich import console, progress  # noqa: PLC0415 - optional

@@ -1,4 +1,4 @@
-// cuda_runtime_api.h: the part of CUDA's runtime that ffi/cuda/launch.cc uses, as emulator.cc provides it on the host.
+// cuda_runtime_api.h: the part of CUDA's runtime that ffi/cuda/launch.cc uses, as runtime.cc provides it on the host.
 #pragma once
 
 #include <cstddef>

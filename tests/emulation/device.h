@@ -21,7 +21,7 @@ Index BlockSize();
 #define __global__
 #define __grid_constant__
 #define __device__
-// Shared memory is declared `extern __shared__ T name[]`: emulator.cc defines the name. One block runs at a time.
+// Shared memory is declared `extern __shared__ T name[]`: runtime.cc defines the name. One block runs at a time.
 #define __shared__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -70,7 +70,11 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
-inline float __fmul_rn(float a, float b) { return a * b; }  // compiled without contraction
+inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) << shift >> 32);
+}
+inline float __saturatef(float v) { return v > 0 ? std::min(v, 1.0f) : 0; }  // 0 of NaN
+inline float __fmul_rn(float a, float b) { return a * b; }                   // compiled without contraction
 
 float __shfl_xor_sync(unsigned mask, float value, int lane_mask);
 unsigned __reduce_max_sync(unsigned mask, unsigned value);

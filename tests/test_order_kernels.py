@@ -166,8 +166,8 @@ class TestRows:
         assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
 
 
-# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles, and 1 to 3 quarters of one; 344 has its matrix as words. And of
-# pair_ring.cuh.
+# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles, and 1 to 3 quarters of one; 344 has its matrix as words. And
+# of pair_ring.cuh.
 RING = (
     ((28,), 256),
     ((12,), 1024),

@@ -120,9 +120,10 @@ __device__ __forceinline__ void StartCopy(void* shared, const void* global) {
                "n"(kOffset), "n"(kOffset)
                : "memory");
 }
+__device__ __forceinline__ void FinishCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // Asks for a line of global memory to be brought to the L2 cache.
 __device__ __forceinline__ void Prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
-__device__ __forceinline__ void FinishCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // v, as a value of its own in the compiler's eyes, which would copy registers again and again rather than keep two
 // alike: a launch's blocks have one thread in their second and third dimensions, and it does not know.

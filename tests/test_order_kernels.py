@@ -364,6 +364,21 @@ class TestPlans:
             (launch,) = emulator.plan(HALVES[0], 9984, 100, 132, shared_bytes, warp_groups=True, factors=factors)
             assert bool(launch.runs) == serves
 
+    @pytest.mark.parametrize("shared_bytes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+    @pytest.mark.parametrize("rows", [1, 100_000])
+    def test_of_float32_are_within_the_limits(self, emulator, shared_bytes, rows):
+        for n in MODEL_DIMENSIONS:
+            orders = decompose(n)[:-1]
+            if len(orders) != 1 or orders[0] > 192:
+                continue
+            launches = emulator.plan(FLOAT32, n, rows, 132, shared_bytes, factors=(factor(*orders),))
+            assert (len(launches) == 1) == (4 * n <= shared_bytes)
+            if len(launches) == 1:
+                assert launches[0].words <= launches[0].most_words
+                assert launches[0].shared_bytes <= shared_bytes
+                assert launches[0].threads <= 384
+                assert launches[0].threads % 32 == 0
+
     @pytest.mark.parametrize(("orders", "power"), FUSED, ids=str)
     def test_of_float32_with_one_order_are_one_pass(self, emulator, orders, power):
         n = math.prod(orders) * power

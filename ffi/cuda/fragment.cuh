@@ -155,10 +155,10 @@ struct Fragment16 {
     StartCopy<kOffset * sizeof(Storage)>(to + kSlots * Lane(), from + kSlots * Lane());
   }
 
-  __device__ __forceinline__ void Load(const Storage* from) { LoadOwn(from + kSlots * Lane()); }
+  __device__ __forceinline__ void Load(const Storage* from) { LoadOwn(reinterpret_cast<const uint4*>(from) + Lane()); }
   // The lane's own slots, from an address of its own.
-  __device__ __forceinline__ void LoadOwn(const Storage* from) {
-    const uint4 v = *reinterpret_cast<const uint4*>(from);
+  __device__ __forceinline__ void LoadOwn(const uint4* from) {
+    const uint4 v = *from;
     raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
   }
 

@@ -81,16 +81,19 @@ struct LongRowsShape {
 // bit 0, so that the eight lanes of one 128-byte access, whose quads are 2 apart in the 16-bit layout, use all banks.
 __device__ __forceinline__ int Swizzle(int element) { return element ^ (element >> 3 & 4); }
 
-// Loads kWidth consecutive elements of the exchange, the first of which is a multiple of kWidth.
+// Loads the exchange's elements from `first` on, a multiple of kWidth.
 template <int kWidth>
-__device__ __forceinline__ void LoadQuads(float (&v)[kWidth], const float* exchange, int first) {
-  constexpr int kTogether = Min(kWidth, 4);
+__device__ __forceinline__ void LoadExchanged(float (&v)[kWidth], const float* exchange, int first) {
+  if constexpr (kWidth > 4) {
 #pragma unroll
-  for (int i = 0; i < kWidth; i += kTogether) {
-    float quad[kTogether];
-    LoadVector<kTogether>(quad, &exchange[Swizzle(first + i)]);
+    for (int i = 0; i < kWidth; i += 4) {
+      float quad[4];
+      LoadVector<4>(quad, &exchange[Swizzle(first + i)]);
 #pragma unroll
-    for (int j = 0; j < kTogether; ++j) v[i + j] = quad[j];
+      for (int j = 0; j < 4; ++j) v[i + j] = quad[j];
+    }
+  } else {
+    LoadVector<kWidth>(v, &exchange[Swizzle(first)]);
   }
 }
 
@@ -250,7 +253,7 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
         const int at = (step * Shape::kThreads + thread) * kWidth;
         float u[kWarps][kWidth];
 #pragma unroll
-        for (int chunk = 0; chunk < kWarps; ++chunk) LoadQuads(u[chunk], &buffer[chunk * kPart], at);
+        for (int chunk = 0; chunk < kWarps; ++chunk) LoadExchanged(u[chunk], &buffer[chunk * kPart], at);
         Butterflies(u);
         if constexpr (kQuantized) {
           results.Keep(part * kSteps + step, u);

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Shape::kThreads, ShortBlocksToFit(Shape::kFrag
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shape::kRowsPerBlock;
   const int64_t first = (first_row << kBits) + (warp * kElements + kSlots * Lane());
   const int64_t end = work.count << kBits;
-  const uint16_t* const x = static_cast<const uint16_t*>(work.x) + first;
+  const uint4* const x = reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(work.x) + first);
   const typename Fragment<T>::template Matrices<kBits, true> matrices;
 
   WaitForPreviousLaunch();
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(Shape::kThreads, ShortBlocksToFit(Shape::kFrag
   if (whole) {
     Fragment<T> fragments[kFragments];
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f) fragments[f].LoadOwn(x + f * kFragment);
+    for (int f = 0; f < kFragments; ++f) fragments[f].LoadOwn(x + f * kFragment / kSlots);
     IssueLoads();
     float v[kFragments][kSlots];
     if constexpr (Segments<T>(kBits) == 2) {
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(Shape::kThreads, ShortBlocksToFit(Shape::kFrag
     for (int f = 0; f < kFragments; ++f) {
       const bool inside = first + f * kFragment < end;
       Fragment<T> fragment;
-      fragment.LoadOwn(inside ? x + f * kFragment : static_cast<const uint16_t*>(work.x));
+      fragment.LoadOwn(inside ? x + f * kFragment / kSlots : static_cast<const uint4*>(work.x));
       float v[2][kSlots] = {};
       if constexpr (kBits < 8) {
         const unsigned done = fragment.template UnsafeRows<kBits>();

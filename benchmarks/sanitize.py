@@ -17,7 +17,7 @@ from jax_hadacore._signs import pack
 BUFFER = 3 << 16  # elements
 # Lengths and rows with which places of rings (order_ring.cuh, pair_ring.cuh) are used several times on 132
 # multiprocessors, 16-bit.
-RINGS = ((24576, 400), (9216, 1325), (11008, 1590))
+RINGS = ((24576, 400), (9216, 1325), (11008, 1590), (9984, 664))
 TYPES = ("float16", "bfloat16", "float32", "float64")
 POWERS = tuple(1 << bits for bits in range(17))
 # Every layout that the kernels of orders tell apart, and what is left to sums of a factor.

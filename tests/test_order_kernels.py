@@ -166,8 +166,20 @@ class TestRows:
         assert_same_bits(np.delete(y, np.s_[1::3], 0), np.delete(clean, np.s_[1::3], 0))
 
 
-# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles, and 1 to 3 quarters of one; the last one's matrix as words.
-RING = (((28,), 256), ((12,), 1024), ((36,), 256), ((100,), 64), ((140,), 64), ((344,), 32))
+# Of order_ring.cuh, in 16, 8 and 4 columns: whole tiles, and 1 to 3 quarters of one; 344 has its matrix as words. And
+# of pair_ring.cuh.
+RING = (
+    ((28,), 256),
+    ((12,), 1024),
+    ((36,), 256),
+    ((100,), 64),
+    ((140,), 64),
+    ((344,), 32),
+    ((36, 76), 4),
+    ((44, 84), 8),
+    ((12, 52), 16),
+    ((12, 52), 32),
+)
 # So much shared memory has room for two or three parts of most rings.
 NARROW = 100 * 1024
 
@@ -223,10 +235,71 @@ def test_a_ring_whose_results_leave_in_halves(kernel, dtype):
 
 
 @halves
-def test_a_ring_of_few_parts_is_used_again(kernel, dtype):
-    x, how = problem((28,), 256, dtype, 20)
+@pytest.mark.parametrize(("orders", "power", "shared_bytes"), [((28,), 256, NARROW), ((12, 52), 16, 132 * 1024)])
+def test_a_ring_of_few_parts_is_used_again(kernel, orders, power, shared_bytes, dtype):
+    x, how = problem(orders, power, dtype, 20)
     how["warp_groups"] = True
-    assert_same_bits(kernel(x, **how, processors=1, shared_bytes=NARROW, order=2), kernel(x, **how))
+    assert_same_bits(kernel(x, **how, processors=1, shared_bytes=shared_bytes, order=2), kernel(x, **how))
+
+
+# Of order_floats.cuh: orders of each instance, with powers that come straight from memory, and all numbers of spans.
+FLOATS = (((4,), 32), ((12,), 128), ((20,), 64), ((28,), 256), ((36,), 32), ((44,), 512), ((60,), 64), ((76,), 32))
+FLOATS += (((84,), 32), ((100,), 32), ((116,), 32), ((140,), 32), ((148,), 64), ((172,), 32), ((180,), 32))
+
+
+@pytest.mark.parametrize(("orders", "power"), FLOATS, ids=str)
+class TestFloats:
+    def test_error_is_within_the_bound(self, kernel, orders, power):
+        x, how = problem(orders, power, FLOAT32, 3)
+        assert_within_bound(kernel(x, **how, processors=1), x, **how)
+
+    def test_rows_depend_neither_on_the_batch_nor_on_alignment(self, kernel, orders, power):
+        x, how = problem(orders, power, FLOAT32, 4)
+        whole = kernel(x, **how, processors=1)
+        assert_same_bits(kernel(x[2:3], **how), whole[2:3])
+        assert_same_bits(kernel(x, **how, processors=1, offsets=(1, 3), order=REVERSE), whole)
+        assert_same_bits(kernel(x, **how, processors=1, inplace=True), whole)
+
+    @pytest.mark.parametrize("signs_last", [False, True], ids=["first", "last"])
+    def test_signs(self, kernel, orders, power, signs_last):
+        x, how = problem(orders, power, FLOAT32, 2)
+        signs = random_signs(x.shape[1])
+        expected = kernel(x, **how) * signs.astype(x.dtype) if signs_last else kernel(x * signs.astype(x.dtype), **how)
+        how |= {"signs": signs, "signs_last": signs_last}
+        assert_same_bits(kernel(x, **how), expected)
+        assert_same_bits(kernel(x, **how, signs_on_device=True, offsets=(1, 1)), expected)
+
+
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize(("orders", "power"), [((12,), 2), ((20,), 8), ((28,), 32), ((60,), 32)], ids=str)
+class TestFloatsOfAnySize:
+    def test_subnormal_numbers_are_kept(self, kernel, orders, power, offset):
+        n = math.prod(orders) * power
+        factors = (factor(*orders),)
+        counts = rng("counts", n).integers(-9, 10, (5, n)).astype(FLOAT32)
+        exact_counts = exact(counts, factors, 1)
+        tiny = FLOAT32.type(2**-149)
+        y = kernel(counts * tiny, factors=factors, scale=1, offsets=(offset, offset), processors=1)
+        np.testing.assert_array_equal(y, (exact_counts * float(tiny)).astype(FLOAT32))
+
+    def test_single_elements_come_out_as_signs(self, kernel, orders, power, offset):
+        n = math.prod(orders) * power
+        x = np.zeros((5, n), FLOAT32)
+        x[range(5), [0, n // 3, n // 2, n - 2, n - 1]] = [1, 2**-149, -(2**-140), 2**127 / n, 1.7]
+        factors = (factor(*orders),)
+        y = kernel(x, factors=factors, scale=1, offsets=(offset, offset), processors=1)
+        np.testing.assert_array_equal(y, exact(x, factors, 1).astype(FLOAT32))
+
+    def test_rows_of_all_sizes_leave_each_other_alone(self, kernel, orders, power, offset):
+        n = math.prod(orders) * power
+        x, how = problem(orders, power, FLOAT32, 12)
+        x[::3] *= FLOAT32.type(2**-120)
+        x[1::3] *= FLOAT32.type(2**126 / n)
+        how["scale"] = 1
+        y = kernel(x, **how, offsets=(offset, offset), processors=1)
+        assert np.isfinite(y).all()
+        for i, row in enumerate(x):
+            assert_same_bits(kernel(row[None], **how), y[i : i + 1])
 
 
 @pytest.mark.parametrize("dtype", [np.dtype("bfloat16"), FLOAT32, FLOAT64], ids=str)
@@ -282,11 +355,32 @@ class TestPlans:
             if launch.threads == 512 and launch.runs:
                 assert launch.blocks == min(-(-rows // launch.per_block), 132)
                 rings.append(n)
-        assert {7168, 11008, 14336, 28672} < set(rings)
-        assert not {3072, 10944, 53248} & set(rings)
+        assert {7168, 9984, 10944, 11008, 14336, 19968, 28672, 29568} < set(rings)
+        assert not {3072, 53248} & set(rings)
+
+    def test_of_a_ring_have_a_part_for_each_warp_group_that_waits(self, emulator):
+        factors = (factor(12), factor(52))  # a part is one tile
+        for shared_bytes, serves in (132 * 1024, True), (110 * 1024, False):
+            (launch,) = emulator.plan(HALVES[0], 9984, 100, 132, shared_bytes, warp_groups=True, factors=factors)
+            assert bool(launch.runs) == serves
+
+    @pytest.mark.parametrize("shared_bytes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+    @pytest.mark.parametrize("rows", [1, 100_000])
+    def test_of_float32_are_within_the_limits(self, emulator, shared_bytes, rows):
+        for n in MODEL_DIMENSIONS:
+            orders = decompose(n)[:-1]
+            if len(orders) != 1 or orders[0] > 192:
+                continue
+            launches = emulator.plan(FLOAT32, n, rows, 132, shared_bytes, factors=(factor(*orders),))
+            assert (len(launches) == 1) == (4 * n <= shared_bytes)
+            if len(launches) == 1:
+                assert launches[0].words <= launches[0].most_words
+                assert launches[0].shared_bytes <= shared_bytes
+                assert launches[0].threads <= 384
+                assert launches[0].threads % 32 == 0
 
     @pytest.mark.parametrize(("orders", "power"), FUSED, ids=str)
-    def test_of_float32_with_a_small_order_are_one_pass(self, emulator, orders, power):
+    def test_of_float32_with_one_order_are_one_pass(self, emulator, orders, power):
         n = math.prod(orders) * power
         launches = emulator.plan(FLOAT32, n, 100, factors=tuple(factor(order) for order in orders))
-        assert (len(launches) == 1) == (len(orders) == 1 and orders[0] <= 28)
+        assert (len(launches) == 1) == (len(orders) == 1 and orders[0] <= 192)

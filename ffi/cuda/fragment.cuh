@@ -419,16 +419,29 @@ struct Fragment<float> {
   }
 };
 
-// 2 or 4 consecutive floats, from an address aligned to their size.
+// 1, 2 or 4 consecutive floats, from or to an address aligned to their size.
 template <int kWidth>
 __device__ __forceinline__ void LoadVector(float (&v)[kWidth], const float* from) {
   if constexpr (kWidth == 4) {
     const float4 q = *reinterpret_cast<const float4*>(from);
     v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
-  } else {
-    static_assert(kWidth == 2);
+  } else if constexpr (kWidth == 2) {
     const float2 q = *reinterpret_cast<const float2*>(from);
     v[0] = q.x, v[1] = q.y;
+  } else {
+    static_assert(kWidth == 1);
+    v[0] = *from;
+  }
+}
+template <int kWidth>
+__device__ __forceinline__ void StoreVector(float* to, const float (&v)[kWidth]) {
+  if constexpr (kWidth == 4) {
+    *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+  } else if constexpr (kWidth == 2) {
+    *reinterpret_cast<float2*>(to) = make_float2(v[0], v[1]);
+  } else {
+    static_assert(kWidth == 1);
+    *to = v[0];
   }
 }
 

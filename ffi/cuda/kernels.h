@@ -85,10 +85,20 @@ Kernel GroupRowsKernel(int width, bool two_orders);
 extern template Kernel GroupRowsKernel<F16>(int, bool);
 extern template Kernel GroupRowsKernel<BF16>(int, bool);
 
-// Of float32 rows of k * 2^bits elements with small k (order_floats.cuh). The matrix travels as floats, its rows padded
-// with zeros to kMostFloatOrder of them.
-constexpr int kMostFloatOrder = 28, kMostFloatBits = 10;
-Kernel OrderFloatsKernel(int bits);
+// Of two orders for groups of warps (pair_ring.cuh), for groups of 4 elements and 8 * `eights` columns, 5 or 6, or of 8
+// elements, two side by side, and 3.
+template <typename T>
+Kernel PairRingKernel(int width, int eights);
+
+extern template Kernel PairRingKernel<F16>(int, int);
+extern template Kernel PairRingKernel<BF16>(int, int);
+
+// Of float32 rows of k * 2^m elements (order_floats.cuh); `threads` are those that a multiprocessor has registers for,
+// and MostFloatThreads of them a block's at most. Rows come through shared memory where powers are less than
+// kLeastFloatPower, or rows are not aligned.
+constexpr int kMostFloatOrder = 192, kLeastFloatPower = 32, kMostFloatPower = 2048;
+constexpr int MostFloatThreads(int of_processor) { return of_processor > 256 ? of_processor - 128 : of_processor; }
+Kernel OrderFloatsKernel(int64_t order, bool staged);
 
 // Factors and signs by themselves, for what is left (factor.cuh).
 template <typename In, typename A>

@@ -247,6 +247,10 @@ __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t*
       const uint32_t* const map = Generic(given);
       for (; Lane() == 0 && part < parts; next()) {
         WaitAt(read(place), turn ^ 1);
+        // A warp group that waits for a turn has to know of the one before, and knows of the part that it had last. So
+        // rows come in this order, as far as it matters: boxes alone may overtake each other.
+        const int stride = TileStride(ring.Tiles()), other = place + stride;
+        if (stride < ring.parts) WaitAt(brought(other % ring.parts), other < ring.parts ? turn ^ 1 : turn);
         ArriveAndExpect(brought(place), ring.Part());
         for (int plane = 0; plane < ring.RowsOfPart() * ring.Planes(); ++plane)
           for (int a = 0; a < ring.Padded(); a += ring.Box())

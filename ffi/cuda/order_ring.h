@@ -9,6 +9,9 @@ constexpr int kRingMultipliers = 3;  // warp groups; one more brings the rows
 constexpr int kRingGroups = 16;      // of 8 elements, side by side: the columns of as many rows as it takes
 constexpr int kMapWords = 32;        // of the tensor map of x, the first of a launch's words
 
+// How many parts it is, at most, from one tile of a warp group to its next.
+constexpr int TileStride(int tiles) { return (kRingMultipliers + tiles - 1) / tiles; }
+
 // In order: the ring, whose parts are of that many rows; the matrix, as its elements where there is room, or as its
 // words; a place for each warp that multiplies, through which its results leave; barriers, three for each part, and one
 // for the matrix.

@@ -12,6 +12,7 @@
 #include "launch.h"
 #include "order_ring.h"
 #include "order_words.h"
+#include "pair_ring.h"
 #include "tensor_map.h"
 
 namespace jax_hadacore::cuda {
@@ -303,20 +304,30 @@ Launch OnOrderRows(const Problem& p, const OrderLayout& layout, const Buffers& b
   return launch;
 }
 
+// Gives a ring as many parts as there is room for, and at least as many as it needs: one is to come while another is
+// read, and from one tile of a warp group to its next are no more than all.
+template <typename Layout>
+bool Fill(Layout& ring, int most, const Gpu& gpu) {
+  const int least = std::max(2, TileStride(ring.Tiles()));
+  for (ring.parts = most; ring.parts >= least; --ring.parts)
+    if (ring.Bytes() <= gpu.shared_bytes) return true;
+  ring.parts = 0;
+  return false;
+}
+
 // How OrderRing sees a row; none where it does not serve, or was no faster than OrderRows. All rows of a length go one
 // way: the sums of the two differ.
 std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
   constexpr int64_t kLeast = 5120;  // elements
-  constexpr int kLeastParts = 2, kMostParts = 16, kPartsForFewColumns = 4;
+  constexpr int kMostParts = 16, kPartsForFewColumns = 4;
   if (!gpu.warp_groups || layout.second || p.n < kLeast) return std::nullopt;
-  // The matrix as elements if it fits; then results in long lines.
+  // The matrix as elements if it fits; then results in long lines. None has no parts.
   const auto make = [&](int64_t columns) {
     RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0, false, 0};
     for (const bool elements : {true, false})
       for (const int together : {columns == 16 ? 16 : 8, 8}) {
         ring.elements = elements, ring.together = together;
-        for (ring.parts = kMostParts; ring.parts >= kLeastParts; --ring.parts)
-          if (ring.Bytes() <= gpu.shared_bytes) return ring;
+        if (Fill(ring, kMostParts, gpu)) return ring;
       }
     return ring;
   };
@@ -329,7 +340,7 @@ std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, 
     if (other.parts >= kPartsForFewColumns) ring = other;
   }
   const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
-  if (ring.parts < kLeastParts || kMapWords + FirstStepSize(ring.order) + 4 + signs > kManyWords) return std::nullopt;
+  if (ring.parts == 0 || kMapWords + FirstStepSize(ring.order) + 4 + signs > kManyWords) return std::nullopt;
   return ring;
 }
 
@@ -355,36 +366,88 @@ Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& rin
   return launch;
 }
 
-// Whether OrderFloats serves, with so many bytes of shared memory to a block.
+// How PairRing sees a row; none where it does not serve, or most of its columns would be zeros. Powers of two beyond
+// the groups go to the first step.
+std::optional<PairLayout> FindPairs(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
+  constexpr int kMostParts = 4;
+  if (!gpu.warp_groups || !layout.second) return std::nullopt;
+  const int order = static_cast<int>(layout.second->order);
+  PairLayout ring{};
+  if (PowerOfTwo(p) >= 16 && order <= 12) {
+    ring.width = 8, ring.apart = 2, ring.eights = 3;
+  } else {
+    ring.width = 4, ring.apart = 1, ring.eights = order > 40 ? 6 : 5;
+  }
+  ring.columns = order * ring.apart;
+  ring.order = static_cast<int>(p.n / (ring.columns * ring.width));
+  if (order % 2 || ring.columns <= 4 * ring.eights || ring.columns > 8 * ring.eights) return std::nullopt;
+  const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
+  if (!Fill(ring, kMostParts, gpu) || FirstStepSize(ring.order) + order * SignWords(order) + signs > kManyWords)
+    return std::nullopt;
+  return ring;
+}
+
+Launch OnPairs(const Problem& p, const OrderLayout& layout, const PairLayout& ring, const Buffers& b, const Gpu& gpu) {
+  const auto find = p.dtype == Dtype::kF16 ? PairRingKernel<F16> : PairRingKernel<BF16>;
+  Launch launch = {find(ring.width, ring.eights), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale),
+                   std::min<int64_t>(p.rows, gpu.processors),
+                   *FirstStepWords(*layout.first, ring.order / layout.first->order)};
+  const int64_t order = layout.second->order;
+  AppendFactor(launch.words, *layout.second, order, SignWords(order));
+  launch.kernel.shared_bytes = ring.Bytes();
+  Work& work = launch.work;
+  work.runs = launch.blocks;
+  work.order = ring.order;
+  work.columns = ring.columns;
+  work.ring = ring.parts;
+  work.aligned = Aligned(b.x, b.y) && p.n % 8 == 0;
+  AddSigns(launch, p);
+  return launch;
+}
+
+// How OrderFloats sees a row: the order times a part of the power of two.
+struct FloatLayout {
+  int64_t order, power;
+
+  explicit FloatLayout(const Problem& p) : order(p.factors[0].order), power(PowerOfTwo(p)) {
+    // Operands are padded to 8, and sums to 16 or 8: a small order fills them twice.
+    constexpr int64_t kFull = 24;
+    for (; 2 * order <= kFull && power >= 2 * kLeastFloatPower; order *= 2) power /= 2;
+  }
+};
+
+// The bytes of shared memory that it needs for so many elements.
+int64_t FloatBytes(int64_t elements) { return DivideUp(elements, 32) * 128; }
+
+// Whether it serves, with so many bytes of shared memory to a block.
 bool OnePassFloats(const Problem& p, int64_t shared_bytes) {
   if (p.dtype != Dtype::kF32 || p.factor_count != 1 || p.factors[0].values) return false;
-  const Factor& factor = p.factors[0];
-  const int64_t words = factor.order * kMostFloatOrder + (p.signs && !p.signs_on_device ? SignWords(p.n) : 0);
-  return factor.order <= kMostFloatOrder && PowerOfTwo(p) <= int64_t{1} << kMostFloatBits && 4 * p.n <= shared_bytes &&
-         words <= kManyWords;
+  const FloatLayout layout(p);
+  const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
+  return layout.order <= kMostFloatOrder && layout.power <= kMostFloatPower && FloatBytes(p.n) <= shared_bytes &&
+         FirstStepSize(layout.order) + signs < kManyWords;
 }
 
 Launch OnFloats(const Problem& p, const Buffers& b, const Gpu& gpu) {
-  const Factor& factor = p.factors[0];
-  Launch launch = {OrderFloatsKernel(Log2(PowerOfTwo(p))), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale), 0, {}};
-  // Columns for all threads, and some rows' butterflies for all warps, but not more of the shared memory than it takes
-  // to have blocks beside each other.
-  constexpr int64_t kBlock = 24 * 1024;  // bytes
+  const FloatLayout layout(p);
+  const bool staged = layout.power < kLeastFloatPower || !Aligned(b.x, b.y);
+  Launch launch = {OrderFloatsKernel(layout.order, staged), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale), 0,
+                   *FirstStepWords(p.factors[0], layout.order / p.factors[0].order)};
   Work& work = launch.work;
+  constexpr int64_t kBlock = 24 * 1024;  // bytes of short rows
   work.per_block = std::max<int64_t>(1, std::min(DivideUp(p.rows, gpu.processors), kBlock / (4 * p.n)));
   work.aligned = Aligned(b.x, b.y) && work.per_block * p.n % 4 == 0;
-  work.order = static_cast<int>(factor.order);
+  work.order = static_cast<int>(layout.order);
+  work.columns = static_cast<int>(layout.power);
   work.scale_rest = RestOfScale(p.scale);
   launch.blocks = DivideUp(p.rows, work.per_block);
-  launch.kernel.shared_bytes = static_cast<int>(4 * p.n * work.per_block);
-  if (launch.kernel.shared_bytes <= 2 * kBlock) launch.kernel.threads /= 2;  // several blocks have room
-  std::vector<float> entries(static_cast<size_t>(factor.order * kMostFloatOrder));
-  for (int64_t row = 0; row < factor.order; ++row)
-    for (int64_t column = 0; column < factor.order; ++column)
-      entries[static_cast<size_t>(row * kMostFloatOrder + column)] =
-          SignOf(factor.signs + row * SignWords(factor.order), column) ? -1.0f : 1.0f;
-  launch.words.resize(entries.size());
-  std::memcpy(launch.words.data(), entries.data(), entries.size() * sizeof(float));
+  // The threads that a multiprocessor has registers for are shared by as many blocks as have room.
+  constexpr int64_t kLeastThreads = 128;
+  Kernel& kernel = launch.kernel;
+  kernel.shared_bytes = static_cast<int>(FloatBytes(p.n * work.per_block));
+  const int64_t blocks = std::clamp<int64_t>((gpu.shared_bytes + kReserved) / (kernel.shared_bytes + kReserved), 1,
+                                             kernel.threads / kLeastThreads);
+  kernel.threads = std::min(static_cast<int>(kernel.threads / blocks / 32 * 32), MostFloatThreads(kernel.threads));
   AddSigns(launch, p);
   return launch;
 }
@@ -462,6 +525,7 @@ template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
   if (const auto layout = OnePassOrder(p, gpu.shared_bytes)) {
     if (const auto ring = FindRing(p, *layout, gpu)) return {OnRing(p, *layout, *ring, b, gpu)};
+    if (const auto ring = FindPairs(p, *layout, gpu)) return {OnPairs(p, *layout, *ring, b, gpu)};
     return {OnOrderRows(p, *layout, b, gpu)};
   }
   if (OnePassFloats(p, gpu.shared_bytes)) return {OnFloats(p, b, gpu)};

@@ -97,10 +97,12 @@ __device__ __forceinline__ void WaitForCluster() {
 }
 
 // Makes the compiler read again what it has read from there before, where registers are short.
-__device__ __forceinline__ void KeepOutOfRegisters(const uint32_t*& address) { asm volatile("" : "+l"(address)); }
+template <typename T>
+__device__ __forceinline__ void KeepOutOfRegisters(T*& address) {
+  asm volatile("" : "+l"(address));
+}
 // And compute again what follows from a value.
 __device__ __forceinline__ void KeepOutOfRegisters(int& value) { asm volatile("" : "+r"(value)); }
-
 // Keeps loads before it from what follows: ptxas may put off one of several until the first has been used.
 __device__ __forceinline__ void IssueLoads() { __syncwarp(); }
 
@@ -119,6 +121,9 @@ __device__ __forceinline__ void StartCopy(void* shared, const void* global) {
                : "memory");
 }
 __device__ __forceinline__ void FinishCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Asks for a line of global memory to be brought to the L2 cache.
+__device__ __forceinline__ void Prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 // v, as a value of its own in the compiler's eyes, which would copy registers again and again rather than keep two
 // alike: a launch's blocks have one thread in their second and third dimensions, and it does not know.
@@ -176,6 +181,15 @@ __device__ __forceinline__ void BringBox(SharedAddress to, const void* map, int 
       "l"(map), "r"(0), "r"(a), "r"(plane), "r"(row), "r"(barrier)
       : "memory");
 #endif
+}
+
+// Copies from global to shared memory, both aligned to 16 bytes, and arrives once that has been done.
+__device__ __forceinline__ void StartCopies(void* shared, const void* global, int bytes, SharedAddress barrier) {
+  ArriveAndExpect(barrier, bytes);
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   AddressOf(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(barrier)
+               : "memory");
 }
 
 // Shared memory as the thread knows it, for products of warp groups, which read it past the caches of ordinary loads.
@@ -238,6 +252,21 @@ struct SharedMatrix {
   }
 };
 
+// Operand B of 16 rows, of which 8 consecutive ones of a column are 16 bytes: those of 8 columns are one after the
+// other, 128 bytes, those of the next 8 rows follow, and those of the next 8 columns are `further` bytes on.
+struct SharedLines {
+  uint32_t first, further;  // of a descriptor without swizzling
+
+  __device__ __forceinline__ SharedLines(SharedAddress first, int further)
+      : first((first >> 4 & 0x3fff) | 128 >> 4 << 16), further(static_cast<uint32_t>(further) >> 4) {}
+  __device__ __forceinline__ SharedLines Further(int bytes) const {
+    SharedLines lines = *this;
+    lines.first += static_cast<uint32_t>(bytes) >> 4;
+    return lines;
+  }
+  __device__ __forceinline__ uint64_t Descriptor() const { return static_cast<uint64_t>(further) << 32 | first; }
+};
+
 // Products of a warp group are asynchronous. The registers that they use may be touched before BeginProducts and after
 // AwaitProducts. Each is followed by CommitProduct.
 __device__ __forceinline__ void BeginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -275,11 +304,78 @@ __device__ __forceinline__ void StartProduct(float (&d)[16][4], const uint32_t (
         "r"(static_cast<int>(add)))
 }
 template <typename T, int kLine>
-__device__ __forceinline__ void StartProduct(float (&d)[16][4], SharedMatrix a, SharedColumns<kLine> b, bool add){
-    START("%66", "%64, %65, add, 1, 1, 0, 1", "l"(a.descriptor), "l"(b.descriptor), "r"(static_cast<int>(add)))}
+__device__ __forceinline__ void StartProduct(float (&d)[16][4], SharedMatrix a, SharedColumns<kLine> b, bool add) {
+  START("%66", "%64, %65, add, 1, 1, 0, 1", "l"(a.descriptor), "l"(b.descriptor), "r"(static_cast<int>(add)))
+}
 #undef START
 #undef PRODUCT
 #undef FOUR
+
+// The same for 8 columns for every 4 sums that d has, 12 to 96.
+template <typename T, int kRows, int kSums>
+__device__ __forceinline__ void StartProduct(float (&d)[kRows][kSums], const uint32_t (&a)[4], SharedLines b,
+                                             bool add) {
+  constexpr int kAll = kRows * kSums;
+#define ONE(i) "+f"(d[(i) / kSums][(i) % kSums])
+#define FOUR(i) ONE(i), ONE(i + 1), ONE(i + 2), ONE(i + 3)
+#define TWELVE(i) FOUR(i), FOUR(i + 4), FOUR(i + 8)
+#define TO_12 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11"
+#define TO_20 TO_12 ",%12,%13,%14,%15,%16,%17,%18,%19"
+#define TO_24 TO_20 ",%20,%21,%22,%23"
+#define TO_52                                                                                                      \
+  TO_24                                                                                                            \
+  ",%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%" \
+  "51"
+#define TO_80                                                                                                      \
+  TO_52                                                                                                            \
+  ",%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%" \
+  "79"
+#define TO_96 TO_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define PRODUCT(type, columns, operands, add_at, ...)                                                       \
+  asm volatile("{.reg .pred add; setp.ne.b32 add, " add_at ", 0; wgmma.mma_async.sync.aligned.m64n" columns \
+               "k16.f32." type "." type " {" operands ", add, 1, 1, 0;}"                                    \
+               : __VA_ARGS__                                                                                \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.Descriptor()), "r"(static_cast<int>(add)))
+#define PRODUCTS(type)                                                                                              \
+  if constexpr (kAll == 96) {                                                                                       \
+    PRODUCT(type, "192", TO_96 "}, {%96,%97,%98,%99}, %100", "%101", TWELVE(0), TWELVE(12), TWELVE(24), TWELVE(36), \
+            TWELVE(48), TWELVE(60), TWELVE(72), TWELVE(84));                                                        \
+  } else if constexpr (kAll == 80) {                                                                                \
+    PRODUCT(type, "160", TO_80 "}, {%80,%81,%82,%83}, %84", "%85", TWELVE(0), TWELVE(12), TWELVE(24), TWELVE(36),   \
+            TWELVE(48), TWELVE(60), FOUR(72), FOUR(76));                                                            \
+  } else if constexpr (kAll == 24) {                                                                                \
+    PRODUCT(type, "48", TO_24 "}, {%24,%25,%26,%27}, %28", "%29", TWELVE(0), TWELVE(12));                           \
+  } else if constexpr (kAll == 20) {                                                                                \
+    PRODUCT(type, "40", TO_20 "}, {%20,%21,%22,%23}, %24", "%25", TWELVE(0), FOUR(12), FOUR(16));                   \
+  } else {                                                                                                          \
+    static_assert(kAll == 12);                                                                                      \
+    PRODUCT(type, "24", TO_12 "}, {%12,%13,%14,%15}, %16", "%17", TWELVE(0));                                       \
+  }
+  if constexpr (std::is_same_v<T, F16>) {
+    PRODUCTS("f16")
+  } else {
+    PRODUCTS("bf16")
+  }
+#undef PRODUCTS
+#undef PRODUCT
+#undef TO_96
+#undef TO_80
+#undef TO_52
+#undef TO_24
+#undef TO_20
+#undef TO_12
+#undef TWELVE
+#undef FOUR
+#undef ONE
+}
+
+// Stores four 8x8 matrices of 16-bit elements, transposed: a lane has of each the elements (g, 2 c) and (g, 2 c + 1),
+// c = lane % 4 and g = lane / 4, and lanes 0 to 7, 8 to 15, ... name the columns' places.
+__device__ __forceinline__ void StoreTransposed(SharedAddress column, const uint32_t (&v)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(column), "r"(v[0]),
+               "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+}
 
 #endif
 
@@ -290,6 +386,14 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&d)[4], SharedAddress row
       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
       : "r"(row)
       : "memory");
+}
+
+// The same, not transposed.
+__device__ __forceinline__ void LoadLines(uint32_t (&d)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(row)
+               : "memory");
 }
 
 // A B + c on the tensor cores, by one warp: A 16x16 (row-major fragment), B 16x8 (column-major), float32 sums.

@@ -101,10 +101,11 @@ void MultiplyMatrices(void* const (&arguments)[32]) {
   each_result([&](Operands& lane, int i, int row, int column) { lane.d[i] = Dot(a[row], b[column], c[row][column]); });
 }
 
-// What one warp computes of wgmma.mma_async.sync.aligned.m64n128k16, of one lane; b is half a row.
+// What one warp computes of wgmma.mma_async.sync.aligned.m64nNk16, of one lane; b is half a row.
 struct WideOperands {
   Half type;
-  float (*d)[4];
+  float* d;
+  int groups;  // of 8 columns
   const uint32_t* a;
   const uint16_t* b;
   bool add;
@@ -114,18 +115,19 @@ struct WideOperands {
 // each 8 columns.
 void MultiplyWideMatrices(void* const (&arguments)[32]) {
   const auto lane_of = [&](int lane) -> WideOperands& { return *static_cast<WideOperands*>(arguments[lane]); };
-  double a[16][16], b[128][16];  // b by columns
+  double a[16][16], b[256][16];  // b by columns
+  const int groups = lane_of(0).groups;
   for (int lane = 0; lane < 32; ++lane) {
     const WideOperands& operands = lane_of(lane);
     for (int i = 0; i < 8; ++i)
       a[lane / 4 + (i / 2 % 2 ? 8 : 0)][lane % 4 * 2 + i % 2 + (i < 4 ? 0 : 8)] =
           Widen(operands.type, operands.a[i / 2], i % 2);
-    for (int i = 0; i < 64; ++i) b[lane % 2 * 64 + i][lane / 2] = Widen(operands.type, operands.b[i]);
+    for (int i = 0; i < 4 * groups; ++i) b[lane % 2 * 4 * groups + i][lane / 2] = Widen(operands.type, operands.b[i]);
   }
   for (int lane = 0; lane < 32; ++lane)
-    for (int group = 0; group < 16; ++group)
+    for (int group = 0; group < groups; ++group)
       for (int i = 0; i < 4; ++i) {
-        float& sum = lane_of(lane).d[group][i];
+        float& sum = lane_of(lane).d[4 * group + i];
         sum = Dot(a[lane / 4 + i / 2 * 8], b[8 * group + lane % 4 * 2 + i % 2], lane_of(lane).add ? sum : 0);
       }
 }
@@ -149,7 +151,32 @@ void Transpose(void* const (&arguments)[32]) {
     }
 }
 
+// The same without .trans.
+void Read(void* const (&arguments)[32]) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int m = 0; m < 4; ++m) {
+      const uint16_t* const row = static_cast<const Matrices*>(arguments[8 * m + lane / 4])->row + lane % 4 * 2;
+      static_cast<const Matrices*>(arguments[lane])->d[m] = row[0] | static_cast<uint32_t>(row[1]) << 16;
+    }
+}
+
+// stmatrix.sync.aligned.m8n8.x4.trans of one lane, which names the place of a column: "Warp-level matrix store
+// instruction: stmatrix".
+struct Columns {
+  uint16_t* column;
+  const uint32_t* v;
+};
+
+void Write(void* const (&arguments)[32]) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int m = 0; m < 4; ++m)
+      for (int i = 0; i < 2; ++i)
+        static_cast<const Columns*>(arguments[8 * m + lane % 4 * 2 + i])->column[lane / 4] =
+            static_cast<uint16_t>(static_cast<const Columns*>(arguments[lane])->v[m] >> 16 * i);
+}
+
 constexpr Collective kTranspose = {"ldmatrix", Transpose};
+constexpr Collective kRead = {"ldmatrix without transposition", Read}, kWrite = {"stmatrix", Write};
 constexpr Collective kMultiplyWide[] = {{"wgmma f16", MultiplyWideMatrices}, {"wgmma bf16", MultiplyWideMatrices}};
 constexpr Collective kMultiplyMatrices[] = {{"mma f16", MultiplyMatrices}, {"mma bf16", MultiplyMatrices}};
 
@@ -193,14 +220,24 @@ void ExchangeMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]) {
   Meet(kTranspose, &matrices);
 }
 
+void ReadMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]) {
+  Matrices matrices = {d, row};
+  Meet(kRead, &matrices);
+}
+
+void WriteMatrices(uint16_t (&column)[8], const uint32_t (&v)[4]) {
+  Columns columns = {column, v};
+  Meet(kWrite, &columns);
+}
+
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                        const float (&c)[4]) {
   Operands operands = {type, d, a, {b0, b1}, {c[0], c[1], c[2], c[3]}};
   Meet(kMultiplyMatrices[static_cast<int>(type)], &operands);
 }
 
-void MultiplyColumns(Half type, float (&d)[16][4], const uint32_t (&a)[4], const uint16_t (&b)[64], bool add) {
-  WideOperands operands = {type, d, a, b, add};
+void MultiplyColumns(Half type, float* d, int groups, const uint32_t (&a)[4], const uint16_t* b, bool add) {
+  WideOperands operands = {type, d, groups, a, b, add};
   Meet(kMultiplyWide[static_cast<int>(type)], &operands);
 }
 

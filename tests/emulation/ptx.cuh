@@ -12,9 +12,13 @@ enum class Half { kF16, kBF16 };
 uint32_t Pack(Half type, float low, float high);
 float Unpack(Half type, uint32_t packed, int i);
 void ExchangeMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]);
+void ReadMatrices(uint32_t (&d)[4], const uint16_t (&row)[8]);
+void WriteMatrices(uint16_t (&column)[8], const uint32_t (&v)[4]);
 void MatrixMultiplyAdd(Half type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]);
 
-void MultiplyColumns(Half type, float (&d)[16][4], const uint32_t (&a)[4], const uint16_t (&b)[64], bool add);
+// d: sums of 8 times `groups` columns, 4 a group; b: a lane's elements of a row of operand B, lane / 2, of which lanes
+// with even numbers have the first half.
+void MultiplyColumns(Half type, float* d, int groups, const uint32_t (&a)[4], const uint16_t* b, bool add);
 
 void SyncWarp();
 void MakeBarrier(const void* address, int arrivals);
@@ -83,10 +87,12 @@ uint32_t Opaque(uint32_t v) {
 
 inline const uint32_t* Generic(const uint32_t* parameter) { return parameter; }
 
-inline void KeepOutOfRegisters(const uint32_t*&) {}
+template <typename T>
+void KeepOutOfRegisters(T*&) {}
 inline void KeepOutOfRegisters(int&) {}
 
 inline void IssueLoads() {}
+inline void Prefetch(const void*) {}
 
 inline void WaitForPreviousLaunch() { emulation::WaitForPreviousLaunch(); }
 inline void ArriveAtCluster() { emulation::ArriveAtCluster(); }
@@ -118,6 +124,20 @@ inline void LoadMatrices(uint32_t (&d)[4], SharedAddress row) {
   emulation::ExchangeMatrices(d, elements);
 }
 
+inline void LoadLines(uint32_t (&d)[4], SharedAddress row) {
+  const uint4 v = *reinterpret_cast<const uint4*>(row);
+  uint16_t elements[8];
+  std::memcpy(elements, &v, sizeof v);
+  emulation::ReadMatrices(d, elements);
+}
+inline void StoreTransposed(SharedAddress column, const uint32_t (&v)[4]) {
+  uint16_t elements[8];
+  emulation::WriteMatrices(elements, v);
+  uint4 line;
+  std::memcpy(&line, elements, sizeof line);
+  *reinterpret_cast<uint4*>(const_cast<char*>(column)) = line;
+}
+
 template <typename T>
 void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
   emulation::MatrixMultiplyAdd(kHalf<T>, d, a, b0, b1, c);
@@ -145,6 +165,12 @@ inline void BringBox(SharedAddress to, const void* map, int a, int plane, int ro
       *reinterpret_cast<uint4*>(address ^ (address >> 3 & (rows.line - 16))) = v;
     }
   emulation::Bring(barrier, rows.box * rows.line);
+}
+
+// These are made at once; a use before the barrier is a race.
+inline void StartCopies(void* shared, const void* global, int bytes, SharedAddress barrier) {
+  for (int i = 0; i < bytes / 16; ++i) static_cast<uint4*>(shared)[i] = static_cast<const uint4*>(global)[i];
+  ArriveAt(barrier);
 }
 
 inline void ShowToProducts() {}
@@ -189,7 +215,28 @@ void StartProduct(float (&d)[16][4], const uint32_t (&a)[4], SharedColumns<kLine
     const uint4 v = *reinterpret_cast<const uint4*>(address);
     std::memcpy(&half_row[8 * i], &v, sizeof v);
   }
-  emulation::MultiplyColumns(kHalf<T>, d, a, half_row, add);
+  emulation::MultiplyColumns(kHalf<T>, d[0], 16, a, half_row, add);
+}
+
+struct SharedLines {
+  SharedAddress first;
+  int further;
+
+  SharedLines(SharedAddress first, int further) : first(first), further(further) {}
+  SharedLines Further(int bytes) const { return {first + bytes, further}; }
+};
+
+template <typename T, int kRows, int kSums>
+void StartProduct(float (&d)[kRows][kSums], const uint32_t (&a)[4], SharedLines b, bool add) {
+  constexpr int kHalfRow = kRows * kSums;
+  const int row = static_cast<int>(threadIdx.x) % 32 / 2;
+  uint16_t half_row[kHalfRow];
+  for (int i = 0; i < kHalfRow; ++i) {
+    const int column = static_cast<int>(threadIdx.x) % 2 * kHalfRow + i;
+    half_row[i] = *reinterpret_cast<const uint16_t*>(b.first + column / 8 * b.further + row / 8 * 128 +
+                                                     column % 8 * 16 + row % 8 * 2);
+  }
+  emulation::MultiplyColumns(kHalf<T>, d[0], kRows * kSums / 4, a, half_row, add);
 }
 
 // Of rows that are not there operand A has what makes no sense.

@@ -140,6 +140,7 @@ def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert {row["data_seed"] for table in learning.TABLES for row in second[table]} == {1}
     assert len(second["learned"]) == 2 * 2
 
+    capsys.readouterr()
     learning.main(options, SETTINGS)
     data = json.loads(results.read_text())
     assert all(row in data["learned"] for row in second["learned"])

@@ -94,11 +94,15 @@ extern template Kernel PairRingKernel<F16>(int, int);
 extern template Kernel PairRingKernel<BF16>(int, int);
 
 // Of float32 rows of k * 2^m elements (order_floats.cuh); `threads` are those that a multiprocessor has registers for,
-// and MostFloatThreads of them a block's at most. Rows come through shared memory where powers are less than
-// kLeastFloatPower, or rows are not aligned.
+// and MostFloatThreads of them a block's at most. kStaged: rows come through shared memory, as they have to where
+// powers are less than kLeastFloatPower, or rows are not aligned.
 constexpr int kMostFloatOrder = 192, kLeastFloatPower = 32, kMostFloatPower = 2048;
 constexpr int MostFloatThreads(int of_processor) { return of_processor > 256 ? of_processor - 128 : of_processor; }
-Kernel OrderFloatsKernel(int64_t order, bool staged);
+template <bool kStaged>
+Kernel OrderFloatsKernel(int64_t order);
+
+extern template Kernel OrderFloatsKernel<false>(int64_t);
+extern template Kernel OrderFloatsKernel<true>(int64_t);
 
 // Factors and signs by themselves, for what is left (factor.cuh).
 template <typename In, typename A>

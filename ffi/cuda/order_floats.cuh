@@ -366,17 +366,22 @@ __global__ void __launch_bounds__(ThreadsOfCode(ShapeOfFloats(kEights, kStaged).
 }
 
 // The kernel of as few eights as there are for the order.
-template <int... kEights>
-Kernel FindOrderFloatsKernel(int64_t order, bool staged, std::integer_sequence<int, kEights...>) {
+template <bool kStaged, int... kEights>
+Kernel FindOrderFloatsKernel(int64_t order, std::integer_sequence<int, kEights...>) {
   Kernel kernel{};
-  const auto consider = [&](int eights, auto* direct, auto* through_memory) {
-    if (kernel.function || order > 8 * eights) return;
-    kernel = {"order floats", reinterpret_cast<const void*>(staged ? through_memory : direct),
-              ShapeOfFloats(eights, staged).threads, 0};
+  const auto consider = [&](int eights, auto* function) {
+    if (!kernel.function && order <= 8 * eights)
+      kernel = {"order floats", reinterpret_cast<const void*>(function), ShapeOfFloats(eights, kStaged).threads, 0};
   };
-  (consider(kEights, &OrderFloats<kEights, false>, &OrderFloats<kEights, true>), ...);
+  (consider(kEights, &OrderFloats<kEights, kStaged>), ...);
   kernel.words = kManyWords;
   return kernel;
+}
+
+template <bool kStaged>
+Kernel OrderFloatsKernel(int64_t order) {
+  using Eights = std::integer_sequence<int, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24>;
+  return FindOrderFloatsKernel<kStaged>(order, Eights{});
 }
 
 }  // namespace jax_hadacore::cuda

@@ -431,7 +431,8 @@ bool OnePassFloats(const Problem& p, int64_t shared_bytes) {
 Launch OnFloats(const Problem& p, const Buffers& b, const Gpu& gpu) {
   const FloatLayout layout(p);
   const bool staged = layout.power < kLeastFloatPower || !Aligned(b.x, b.y);
-  Launch launch = {OrderFloatsKernel(layout.order, staged), MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale), 0,
+  Launch launch = {staged ? OrderFloatsKernel<true>(layout.order) : OrderFloatsKernel<false>(layout.order),
+                   MakeWork(b.x, b.y, p.rows, p.n, 1, 1, p.scale), 0,
                    *FirstStepWords(p.factors[0], layout.order / p.factors[0].order)};
   Work& work = launch.work;
   constexpr int64_t kBlock = 24 * 1024;  // bytes of short rows

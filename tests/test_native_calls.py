@@ -157,7 +157,7 @@ def test_workspace_of_the_cuda_kernels(dtype, n):
     longest = {"float16": 49000, "bfloat16": 49000, "float32": 24 * 1024, "float64": 0}[dtype.name]
     if n & (n - 1) == 0:
         assert workspace == ([f"3x{n}xf32"] if n == 2**16 and dtype.itemsize == 2 else [])
-    elif n > longest or (dtype == np.float32 and n != 24):
+    elif n > longest:
         assert workspace == [f"3x{n}x{'f64' if dtype == np.float64 else 'f32'}"]
     else:
         assert workspace == []

@@ -32,7 +32,7 @@ def build_emulator(folder):
     shutil.copytree(ROOT / "ffi", folder / "ffi")
     shutil.copy(EMULATION / "ptx.cuh", folder / "ffi" / "cuda")
     cuda = folder / "ffi" / "cuda"
-    host = (cuda / f"{name}.cc" for name in ("launch", "plan", "quantized_plan", "order_words"))
+    host = (cuda / f"{name}.cc" for name in ("launch", "plan", "order_plan", "quantized_plan", "order_words"))
     sources = [*(cuda / "instances").glob("*.cu"), *host, *EMULATION.glob("*.cc")]
 
     def run(*command):

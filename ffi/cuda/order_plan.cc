@@ -153,6 +153,17 @@ bool Fill(Layout& ring, int most, const Gpu& gpu) {
   return false;
 }
 
+// What a ring's kernel is told of it.
+template <typename Layout>
+void SetRing(Launch& launch, const Layout& ring) {
+  launch.kernel.shared_bytes = ring.Bytes();
+  Work& work = launch.work;
+  work.runs = launch.blocks;
+  work.order = ring.order;
+  work.columns = ring.columns;
+  work.ring = ring.parts;
+}
+
 // How OrderRing sees a row; none where it does not serve, or was no faster than OrderRows. All rows of a length go one
 // way: the sums of the two differ.
 std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
@@ -188,15 +199,10 @@ Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& rin
                    MakeWork(b.x, b.y, p.rows, p.n, 1, ring.RowsOfPart(), p.scale),
                    std::min<int64_t>(parts, gpu.processors),
                    {}};
-  launch.kernel.shared_bytes = ring.Bytes();
-  Work& work = launch.work;
-  work.runs = launch.blocks;
-  work.order = ring.order;
-  work.columns = ring.columns;
-  work.ring = ring.parts;
+  SetRing(launch, ring);
   std::optional<Words> map;
   if (Aligned(b.x, b.y) && p.n % 8 == 0) map = TensorMap(b.x, p.rows, p.n, ring);
-  work.aligned = map.has_value();
+  launch.work.aligned = map.has_value();
   launch.words = map.value_or(Words(kMapWords));
   const Words& matrix = *FirstStepWords(*layout.first, ring.order / layout.first->order);
   launch.words.insert(launch.words.end(), matrix.begin(), matrix.end());
@@ -232,13 +238,8 @@ Launch OnPairs(const Problem& p, const OrderLayout& layout, const PairLayout& ri
                    *FirstStepWords(*layout.first, ring.order / layout.first->order)};
   const int64_t order = layout.second->order;
   AppendFactor(launch.words, *layout.second, order, SignWords(order));
-  launch.kernel.shared_bytes = ring.Bytes();
-  Work& work = launch.work;
-  work.runs = launch.blocks;
-  work.order = ring.order;
-  work.columns = ring.columns;
-  work.ring = ring.parts;
-  work.aligned = Aligned(b.x, b.y) && p.n % 8 == 0;
+  SetRing(launch, ring);
+  launch.work.aligned = Aligned(b.x, b.y) && p.n % 8 == 0;
   AddSigns(launch, p);
   return launch;
 }

@@ -22,6 +22,12 @@ TYPES = ("float16", "bfloat16", "float32", "float64")
 POWERS = tuple(1 << bits for bits in range(17))
 # Every layout that the kernels of orders tell apart, and what is left to sums of a factor.
 ORDERS = (12, 24, 80, 96, 2880, 896, 768, 1536, 3072, 18432, 28672, 53248, 10944, 29568, 19968, 688, 1048, 24576)
+# Lengths that become codes, and rows; of the last one so many that a block's buffers are used several times.
+ROWS_TO_CODES = (
+    *((1 << bits, {1, 3, max(1, 5000 >> bits)}) for bits in range(5, 16)),
+    *((n, {1, 3}) for n in (1536, 3072, 7168, 18944)),
+    (28672, {1, 300}),
+)
 CODES = (
     ("float8_e4m3fn", "float32", 0, False),
     ("float8_e5m2", "float32", 64, False),
@@ -45,8 +51,7 @@ def main(types: list[str]) -> None:
         y = jnp.zeros_like(x)
         jax.block_until_ready((x, y, workspace))
         for n in (*POWERS, *ORDERS, *(n for n, _ in rings)):
-            *orders, _ = decompose(n)
-            factors = np.concatenate([pack(order_matrix(k) < 0).ravel() for k in orders] or [np.zeros(1, np.uint32)])
+            orders, factors = factors_of(n)
             signs = pack(generator.random(n) < 0.5)
             for rows in sorted({1, 3, max(1, 5000 // n)} | {rows for length, rows in rings if length == n}):
                 for with_signs in (False, True):
@@ -71,14 +76,23 @@ def main(types: list[str]) -> None:
     print("done")
 
 
+def factors_of(n: int) -> tuple[list[int], np.ndarray]:
+    """The orders of a length, and the packed signs of their matrices."""
+    *orders, _ = decompose(n)
+    return orders, np.concatenate([pack(order_matrix(k) < 0).ravel() for k in orders] or [np.zeros(1, np.uint32)])
+
+
 def quantize(dtype, x, y) -> None:
     """Turns the rows' results into codes of every kind."""
-    scales, zero_points = jnp.zeros(BUFFER // 16), jnp.zeros(BUFFER // 16, jnp.int8)
+    scales, zero_points = jnp.zeros(x.size // 16), jnp.zeros(x.size // 16, jnp.int8)
     given = jnp.ones(1)
     jax.block_until_ready((scales, zero_points, given))
-    for n in (1 << bits for bits in range(5, 16)):
-        for rows in sorted({1, 3, max(1, 5000 // n)}):
-            problem = _cuda.Problem(getattr(_cuda.Dtype, dtype.name), n, rows)
+    for n, numbers in ROWS_TO_CODES:
+        orders, factors = factors_of(n)
+        for rows in sorted(numbers):
+            problem = _cuda.Problem(
+                getattr(_cuda.Dtype, dtype.name), n, rows, orders=orders, factors=factors.ctypes.data
+            )
             for code, scale, group, asymmetric in CODES:
                 quantization = _cuda.Quantization(
                     getattr(_cuda.Code, code),

@@ -12,6 +12,7 @@ from jax.interpreters import batching, mlir, xla
 
 from . import _ffi, _primitive, _quantize_reference
 from ._formats import Quantizer
+from ._orders import decompose
 from ._primitive import StaticArray, hadamard_p
 from ._signs import pack
 
@@ -20,10 +21,6 @@ from ._signs import pack
 hadamard_quantize_p = Primitive("hadamard_quantize")
 hadamard_quantize_p.multiple_results = True
 hadamard_quantize_p.def_impl(functools.partial(xla.apply_primitive, hadamard_quantize_p))
-
-# Rows that the CUDA kernels transform and quantise in one pass, and the longest groups within them (FusesCodes in
-# ffi/cuda/quantized_plan.cc).
-_CUDA_LONGEST_GROUPS = {1 << e: 256 if e <= 10 else 128 if e < 15 else 0 for e in range(5, 16)}
 
 
 def transform_and_quantize(
@@ -65,18 +62,24 @@ def fuses(platform: str, x, *words, quantizer: Quantizer, length: int, signs, ma
         return False
     if platform == "cpu":
         return True
-    return (
-        x.dtype.itemsize == 2
-        and not (words or signs or matrix)
-        and length == size
-        and length in _CUDA_LONGEST_GROUPS
-        and (group == length or quantizer.given or _is_part(group, length))
+    if x.dtype.itemsize != 2 or words or signs or matrix or length != size:
+        return False
+    longest = _longest_cuda_group(length)
+    return longest is not None and (
+        group == length or quantizer.given or (group.bit_count() == 1 and 16 <= group <= longest)
     )
 
 
-def _is_part(group: int, length: int) -> bool:
-    """Whether the CUDA kernels know such a group of a longer row."""
-    return group.bit_count() == 1 and 16 <= group <= _CUDA_LONGEST_GROUPS[length] and group < length
+@functools.cache
+def _longest_cuda_group(length: int) -> int | None:
+    """The longest group within a row that the CUDA kernels know; None where they do not quantise such rows.
+
+    As FusesCodes in ffi/cuda/quantized_plan.cc has it.
+    """
+    *factors, power = decompose(length)
+    if not factors:
+        return None if not 32 <= length <= 32768 else 256 if length <= 1024 else 128 if length < 32768 else 0
+    return 128 if len(factors) == 1 and factors[0] % 2 == 0 and power % 128 == 0 and length <= 32768 else None
 
 
 @hadamard_quantize_p.def_abstract_eval

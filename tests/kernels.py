@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from cases import DTYPES, assert_same_bits
+from oracle import decompose, paley
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests" / "emulation"
@@ -157,7 +158,7 @@ class Kernel:
     def codes(self, x, quantization, scale, *, given=None, **schedule):
         """The codes (4-bit ones apart), scales and zero points of a transform's results."""
         rows, n = x.shape
-        request = Request(x.dtype, n, rows, scale)
+        request = Request(x.dtype, n, rows, scale, tuple(paley(k) for k in decompose(n)[:-1]))
         operand = guarded(x.shape, x.dtype)
         operand.array[:] = x
         groups = (rows, n // quantization.group)

@@ -7,12 +7,13 @@ import pytest
 import quantize_oracle
 from cases import HALVES, lengths, normal, rng
 from kernels import LEAST_SHARED, Quantization, Request
-from oracle import transform
+from oracle import decompose, paley, transform
 
 from jax_hadacore import _formats, _quantize_primitive
 
 BFLOAT16 = HALVES[1]
 LENGTHS = tuple(2**k for k in range(5, 16))
+OF_ORDERS = (1536, 3072, 7168, 18944, 28672)  # k * 2^m
 ROW = None
 FORMATS = [
     ("int8", "float32", ROW),
@@ -45,7 +46,7 @@ def cases(*lengths):
         for dtype in HALVES
         for n in lengths
         for form in FORMATS
-        if (n < LENGTHS[-1] or form[2] is ROW) and (dtype == BFLOAT16 or n in (64, 1024, 4096))
+        if (n < LENGTHS[-1] or form[2] is ROW) and (dtype == BFLOAT16 or n in (64, 1024, 3072, 4096))
     ]
     ids = [f"{dtype}-n{n}-{name(form)}" for dtype, n, form in every]
     return pytest.mark.parametrize(("dtype", "n", "form"), every, ids=ids)
@@ -100,12 +101,18 @@ def rows_for(n):
 
 
 class TestExact:
-    @cases(*LENGTHS)
+    @cases(*LENGTHS, *OF_ORDERS)
     def test_codes_scales(self, kernel, n, dtype, form):
         given = 0.37 if form[1] == "given" else None
-        assert_same(kernel, integers((rows_for(n), n), dtype), quantization(form, n), 2.0**-3, given=given)
+        x = integers((rows_for(n), n), dtype)
+        assert_same(kernel, x, quantization(form, n), 2.0**-3, given=given, processors=1)
 
-    @lengths(32, 128, 1024, 2048, 16384)
+    @pytest.mark.parametrize("n", [3072, 14336])
+    @pytest.mark.parametrize("group", [16, 32, 64, 128])
+    def test_groups_of_orders(self, kernel, n, group):
+        assert_same(kernel, integers((3, n), BFLOAT16), Quantization("int8", "float32", group), -(2.0**-4))
+
+    @lengths(32, 128, 1024, 2048, 3072, 16384)
     @pytest.mark.parametrize("group", [ROW, 32], ids=["row", "32"])
     def test_zero_points(self, kernel, n, group):
         q = quantization(("int4", "float32", group), n, asymmetric=True)
@@ -118,14 +125,14 @@ class TestExact:
         q = Quantization("float4_e2m1fn", "float8_e4m3fn", 16)
         assert_same(kernel, integers((5, 64), BFLOAT16), q, 1.0, given=n / 77)
 
-    @lengths(32, 512, 4096)
+    @lengths(32, 512, 3072, 4096)
     @formats
     def test_zeros(self, kernel, n, form):
         x = np.zeros((3, n), BFLOAT16)
         x[1, :5] = 3
         assert_same(kernel, x, quantization(form, n), 1.0, given=given_for(form, 1.0))
 
-    @lengths(64, 1024, 2048)
+    @lengths(64, 1024, 1536, 2048)
     @formats
     @pytest.mark.parametrize("scale", [2.0**-140, 2.0**-126, 2.0**-100, 2.0**100])
     def test_extremes(self, kernel, n, form, scale):
@@ -144,7 +151,7 @@ class TestExact:
 
 
 class TestNonFinite:
-    @cases(32, 256, 1024, 2048)
+    @cases(32, 256, 1024, 2048, 3072, 7168)
     @pytest.mark.parametrize("value", [np.nan, -np.inf])
     def test_stays_in_its_row(self, kernel, n, dtype, form, value):
         x = integers((rows_for(n), n), dtype)
@@ -164,7 +171,7 @@ class TestNonFinite:
 
 
 class TestRandom:
-    @cases(*LENGTHS)
+    @cases(*LENGTHS, *OF_ORDERS)
     def test_few_codes_move(self, kernel, n, dtype, form):
         x, q = normal((rows_for(n), n), dtype), quantization(form, n)
         given = 0.03 if q.scale == "given" else None
@@ -176,7 +183,7 @@ class TestRandom:
             moved = moved.reshape(*scales.shape, q.group)[scales == expected_scales]
         assert moved.mean() <= (1e-3 if q.bits == 8 else 1e-4)
 
-    @lengths(32, 1024, 4096)
+    @lengths(32, 1024, 4096, 7168)
     @pytest.mark.parametrize("rows", [1, 2, 7])
     def test_rows_do_not_depend_on_their_number(self, kernel, n, rows):
         x, q = normal((9, n), BFLOAT16), Quantization("float8_e4m3fn", "float32", n)
@@ -185,11 +192,10 @@ class TestRandom:
             if a is not None:
                 np.testing.assert_array_equal(a[:rows], b)
 
-    def test_least_shared_memory(self, kernel):
-        n = 32768
-        assert_same(
-            kernel, integers((3, n), BFLOAT16), Quantization("int8", "float32", n), 0.5, shared_bytes=LEAST_SHARED
-        )
+    @lengths(28672, 32768)
+    def test_least_shared_memory(self, kernel, n):
+        x, q = integers((3, n), BFLOAT16), Quantization("int8", "float32", n)
+        assert_same(kernel, x, q, 0.5, processors=1, shared_bytes=LEAST_SHARED)
 
 
 @pytest.mark.parametrize("code", ["float8_e4m3fn", "float8_e5m2"])
@@ -211,10 +217,12 @@ def test_float8_without_an_instruction(emulator, code):
 @pytest.mark.parametrize("scale", ["float32", "given"])
 def test_the_lowering_knows_what_is_fused(emulator, scale):
     form = _formats.FORMATS["int8"]
-    for n in (16, *LENGTHS, 65536, 3072):
+    for n in (16, *LENGTHS, 65536, *OF_ORDERS, 768, 9984, 11008, 36864):
+        factors = tuple(paley(k) for k in decompose(n)[:-1])
         for group in sorted({8, 16, 24, 64, 128, 256, 512, n}):
             if n % group == 0:
-                native = emulator.fuses_codes(Request(BFLOAT16, n, 1), Quantization("int8", scale, group))
+                request = Request(BFLOAT16, n, 1, factors=factors)
+                native = emulator.fuses_codes(request, Quantization("int8", scale, group))
                 quantizer = _formats.Quantizer(form, group, given=scale == "given", asymmetric=False)
                 x = jax.ShapeDtypeStruct((1, n), BFLOAT16)
                 how = {"quantizer": quantizer, "length": n, "signs": None, "matrix": None}

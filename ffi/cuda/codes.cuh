@@ -229,15 +229,23 @@ class Quantizer {
   template <int kCount>
   static __device__ __forceinline__ void Store(uint8_t* to, const Results<kCount>& results, const Group& group) {
     const float (&v)[kCount] = results.values;
-    if constexpr (kFloat4) {
-      StoreWord<Bytes(kCount)>(to, Float4(results, group));
-    } else if constexpr (kCode == Code::kInt4) {
-      StoreWord<Bytes(kCount)>(to, Int4(v, group));
-    } else if constexpr (kCount == 8) {
+    if constexpr (kCount == 8 && CodeBits(kCode) == 8) {
       const float low[4] = {v[0], v[1], v[2], v[3]}, high[4] = {v[4], v[5], v[6], v[7]};
       StoreWords(to, EightBits(low, group), EightBits(high, group));
     } else {
-      StoreWord<Bytes(kCount)>(to, EightBits(v, group));
+      StoreWord<Bytes(kCount)>(to, Word(results, group));
+    }
+  }
+
+  // The codes of consecutive results, in the low bits.
+  template <int kCount>
+  static __device__ __forceinline__ uint32_t Word(const Results<kCount>& results, const Group& group) {
+    if constexpr (kFloat4) {
+      return Float4(results, group);
+    } else if constexpr (kCode == Code::kInt4) {
+      return Int4(results.values, group);
+    } else {
+      return EightBits(results.values, group);
     }
   }
 

@@ -39,6 +39,17 @@ Kernel QuantizedRowsKernel(int bits, bool groups, int64_t shared_bytes);
 extern template Kernel QuantizedRowsKernel<F16>(int, bool, int64_t);
 extern template Kernel QuantizedRowsKernel<BF16>(int, bool, int64_t);
 
+// Such rows of k * 2^m elements, in kQuantizedColumns columns of groups of 8, and up to kMostQuantizedOrder a's
+// (quantized_orders.cuh); a block has a warp for each 16 of them. Beside its rows it needs kQuantizedExtra bytes of
+// shared memory.
+constexpr int kQuantizedColumns = 16, kMostQuantizedOrder = 256, kQuantizedExtra = 384;
+constexpr int kQuantizedWords = kMostQuantizedOrder * kMostQuantizedOrder / 32 + 16;  // one beyond the matrix is read
+template <typename T>
+Kernel QuantizedOrdersKernel(bool groups);
+
+extern template Kernel QuantizedOrdersKernel<F16>(bool);
+extern template Kernel QuantizedOrdersKernel<BF16>(bool);
+
 // Columns of 2^bits <= 2^kColumnsBits float32 sums, in registers; buffers are aligned to 16 bytes.
 constexpr int kColumnsBits = 5;
 template <typename Out>

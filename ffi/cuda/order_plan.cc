@@ -79,7 +79,6 @@ struct OrderBlock {
 };
 
 constexpr double kInFlight = 40 * 1024;  // bytes of rows that a multiprocessor should hold
-constexpr int64_t kReserved = 1024;      // bytes of shared memory that the hardware takes for each block
 
 // As many busy warps on a multiprocessor as possible.
 OrderBlock ChooseBlock(const Kernel& kernel, const OrderLayout& layout, int64_t order, const Problem& p,

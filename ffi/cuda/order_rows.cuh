@@ -77,6 +77,48 @@ struct GroupSums {
   }
 };
 
+// Sums of 16 a's from first_a on, of a task's first row on, of so many rows that lie in shared memory by GroupPlace;
+// `behind` them are zeros, and `words` are the matrix.
+template <typename T, int kColumnBits, int kGroups>
+__device__ __forceinline__ void TransformTask(GroupSums<kGroups>& sums, const uint16_t* staged, const uint4* behind,
+                                              const uint32_t* words, int order, int first_a, int first_row, int rows) {
+  constexpr int kColumns = 1 << kColumnBits, kBytes = sizeof(uint16_t);
+  const GroupPlace<kColumnBits> place;
+  const int lane = Lane(), row_words = static_cast<int>(SignWords(order));
+  // Step 1: operand A is the matrix. Operand B are the elements of two groups, a column each of two products, which
+  // come in one instruction: lanes 0 to 15 name the first's a's, lanes 16 to 31 the second's.
+  // Eight columns further on, a group's place is as much further.
+  constexpr int kBases = kColumns >= 16 ? 4 : 8;
+  SharedAddress from[kBases];
+#pragma unroll
+  for (int pair = 0; pair < kBases; ++pair) {
+    const int row = min(first_row + 2 * pair / kColumns, rows - 1), j = 2 * pair % kColumns + lane / 16;
+    from[pair] = AddressOf(staged + place(((row * order + lane % 16) * kColumns + j) * kGroup));
+  }
+  SignsOfRows<T> matrix(words + first_a * row_words, row_words);
+  int a = 0;
+  do {
+    if (a + 16 > order && a + lane % 16 >= order)
+#pragma unroll
+      for (SharedAddress& address : from) address = AddressOf(behind);
+    uint32_t operand[4];
+    matrix.Next(operand, a);
+#pragma unroll
+    for (int pair = 0; pair < kGroups / 2; ++pair) {
+      float (&even)[4] = sums.of[2 * pair], (&odd)[4] = sums.of[2 * pair + 1];
+      uint32_t b[4];
+      LoadMatrices(b, from[pair % kBases] + pair / kBases * 8 * kGroup * kBytes);
+      MatrixMultiplyAdd<T>(even, operand, b[0], b[1], even);
+      MatrixMultiplyAdd<T>(odd, operand, b[2], b[3], odd);
+    }
+#pragma unroll
+    for (SharedAddress& address : from) address += 16 * kColumns * kGroup * kBytes;
+  } while ((a += 16) < order);
+
+  sums.TransformGroups();
+  Butterflies<2, kColumns>(sums.of);  // the columns' other bits
+}
+
 // Stores a task's results. kAligned: the rows are. kSigned: they may have signs.
 template <typename T, int kColumns, bool kAligned, bool kSigned, int kGroups>
 __device__ __forceinline__ void Store(const GroupSums<kGroups>& sums, const Rows& rows, const Work& work, int first_a,
@@ -112,7 +154,6 @@ template <typename T, int kColumnBits, int kWords>
 __global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), OrderBlocks(1 << kColumnBits))
     OrderRows(const __grid_constant__ WorkAndWords<kWords> given) {
   constexpr int kColumns = 1 << kColumnBits, kGroups = GroupsOfTask(kColumns), kRowsOfTask = kGroups / kColumns;
-  constexpr int kBytes = sizeof(uint16_t);
   const Work& work = given.work;
   const uint32_t* const words = Generic(given.words);
   extern __shared__ float4 shared_memory[];
@@ -127,8 +168,7 @@ __global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), OrderBlocks
   WaitForPreviousLaunch();
   StageRows(staged, rows, work, signs, place);
 
-  const int lane = Lane(), order = work.order, row_words = static_cast<int>(SignWords(order));
-  const int tiles = (order + 15) / 16;
+  const int order = work.order, tiles = (order + 15) / 16;
   const int parts = (rows.count + kRowsOfTask - 1) / kRowsOfTask, warps = static_cast<int>(blockDim.x) / 32;
   int tile = static_cast<int>(threadIdx.x) / 32;
   for (int part = 0;; tile += warps) {
@@ -136,39 +176,8 @@ __global__ void __launch_bounds__(32 * OrderWarps(1 << kColumnBits), OrderBlocks
     if (part >= parts) break;
     const int first_a = 16 * tile, first_row = part * kRowsOfTask;
 
-    // Step 1: operand A is the matrix. Operand B are the elements of two groups, a column each of two products, which
-    // come in one instruction: lanes 0 to 15 name the first's a's, lanes 16 to 31 the second's.
-    // Eight columns further on, a group's place is as much further.
-    constexpr int kBases = kColumns >= 16 ? 4 : 8;
-    SharedAddress from[kBases];
-#pragma unroll
-    for (int pair = 0; pair < kBases; ++pair) {
-      const int row = min(first_row + 2 * pair / kColumns, rows.count - 1), j = 2 * pair % kColumns + lane / 16;
-      from[pair] = AddressOf(staged + place(((row * order + lane % 16) * kColumns + j) * kGroup));
-    }
     GroupSums<kGroups> sums;
-    SignsOfRows<T> matrix(words + first_a * row_words, row_words);
-    int a = 0;
-    do {
-      if (a + 16 > order && a + lane % 16 >= order)
-#pragma unroll
-        for (SharedAddress& address : from) address = AddressOf(behind);
-      uint32_t operand[4];
-      matrix.Next(operand, a);
-#pragma unroll
-      for (int pair = 0; pair < kGroups / 2; ++pair) {
-        float (&even)[4] = sums.of[2 * pair], (&odd)[4] = sums.of[2 * pair + 1];
-        uint32_t b[4];
-        LoadMatrices(b, from[pair % kBases] + pair / kBases * 8 * kGroup * kBytes);
-        MatrixMultiplyAdd<T>(even, operand, b[0], b[1], even);
-        MatrixMultiplyAdd<T>(odd, operand, b[2], b[3], odd);
-      }
-#pragma unroll
-      for (SharedAddress& address : from) address += 16 * kColumns * kGroup * kBytes;
-    } while ((a += 16) < order);
-
-    sums.TransformGroups();
-    Butterflies<2, kColumns>(sums.of);  // the columns' other bits
+    TransformTask<T, kColumnBits>(sums, staged, behind, words, order, first_a, first_row, rows.count);
 
     const uint32_t* const last = work.signs_last ? signs : nullptr;
     if (!work.aligned) {

@@ -11,6 +11,8 @@ constexpr int Log2(int64_t n) {
   return bits;
 }
 
+constexpr int64_t kReserved = 1024;  // bytes of shared memory that the hardware takes for each block
+
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool Aligned(const void* x, const void* y) {

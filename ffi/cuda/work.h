@@ -27,7 +27,7 @@ struct Work {
   // of the first two):
   int order;     // of the first step's matrix
   int columns;   // that the second step transforms
-  int ring;      // parts that the ring of order_ring.cuh has
+  int ring;      // parts that the ring of order_ring.cuh has, or rows that a block of quantized_orders.cuh has room for
   bool aligned;  // to 16 bytes: x, y and every block's first row
   // Of kernels that apply signs:
   const uint32_t* device_signs;  // of a row's elements; null where they are among the words, or there are none

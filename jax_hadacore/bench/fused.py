@@ -40,11 +40,11 @@ _FORMS = {
 }
 _LEAST_GROUP = 16  # of them all
 _DTYPE = {"gpu": "bfloat16", "cpu": "float32"}
-_LENGTHS = [1 << bits for bits in range(5, 16)]
+_LENGTHS = [*(1 << bits for bits in range(5, 16)), 3072, 5120, 7168, 9216, 12288, 14336, 20480, 28672]
 _ELEMENTS = [1 << 28, 1 << 25]
 # Each of these compiles two programs.
 _TWO_STEPS_FORMS = ("float8_e4m3fn", "int8", "int4")
-_TWO_STEPS_LENGTHS = [128, 1024, 4096, 8192]
+_TWO_STEPS_LENGTHS = [128, 1024, 4096, 8192, 14336]
 _TWO_STEPS_ELEMENTS = {"gpu": [1 << 28], "cpu": [1 << 22]}
 _LAYER_FORMS = ("float8_e4m3fn", "int8")
 _LAST_AXES = (((1,), (1,)), ((), ()))  # what XLA multiplies float8 fastest along

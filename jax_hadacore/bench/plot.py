@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from .rows import by_orders, by_size, groups, sizes, with_speedup
+from .rows import by_kind, by_orders, by_size, groups, sizes, with_speedup
 from .store import StoreError
 
 _MARKERS = "os^Dv<>pPX*hd"  # a line is told by its marker where colours are not
@@ -67,7 +67,8 @@ def roof(environment: dict, dtype: str, rows: Sequence[dict], *, inplace: bool =
 
 
 def fused(environment: dict, dtype: str, rows: Sequence[dict]) -> Figure:
-    """Percent of the speed of a kernel that moves the same bytes against n, a line for each format."""
+    """Percent of the speed of a kernel that moves the same bytes against n, a power of two, a line for each format."""
+    rows = by_kind(rows)[0]
     panels = {
         f"{_power(elements)} elements, {caches}": {name: _percents(line) for name, line in groups(some, "format")}
         for elements, caches, some in groups(rows, "elements", "caches")

@@ -8,7 +8,7 @@ from pathlib import Path
 from . import plot
 from .grid import ATTENTION
 from .models import MODELS
-from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes, times_faster
+from .rows import by_kind, by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes, times_faster
 from .store import FUSED, SWEPT, StoreError, load
 
 _IMAGES = Path("docs", "images")
@@ -201,13 +201,14 @@ def _dims_bars(data: dict) -> Chart | None:
 
 def _fused(data: dict) -> Iterator[str]:
     for dtype, rows in groups(data["fused"], "dtype"):
-        ns = lengths(rows)
-        lines = [line for name, some in groups(rows, "format") for line in _percents(name, some, ns, absent="-")]
         yield (
             f"{data['environment']['device']}, {dtype} to codes: percent of the speed of a kernel that moves the same "
             "bytes, by n; a dash where no kernel is fused."
         )
-        yield _table(["codes", "elements", *map(str, ns)], lines)
+        for kind in by_kind(rows):
+            ns = lengths(kind)
+            lines = [line for name, some in groups(kind, "format") for line in _percents(name, some, ns, absent="-")]
+            yield _table(["codes", "elements", *map(str, ns)], lines)
 
 
 def _two_steps(data: dict) -> Iterator[str]:

@@ -36,6 +36,12 @@ def by_orders(rows: Iterable[dict]) -> Iterator[tuple[str, list[dict]]]:
         yield " * ".join(map(str, found)) or "2^m", list(some)
 
 
+def by_kind(rows: Iterable[dict]) -> list[list[dict]]:
+    """The rows of powers of two, and those of other lengths, where there are some."""
+    kinds = [row for row in rows if not orders(row["n"])], [row for row in rows if orders(row["n"])]
+    return [some for some in kinds if some]
+
+
 def copy_time(row: dict) -> float:
     """Microseconds of the best copy in a device row."""
     return min(value for name, value in row["microseconds"].items() if name != "transform")

@@ -8,7 +8,19 @@ from rich.table import Table
 
 from .grid import ATTENTION
 from .models import MODELS
-from .rows import by_orders, by_size, copy_time, dense_times, groups, lengths, power, sizes, times_faster, with_speedup
+from .rows import (
+    by_kind,
+    by_orders,
+    by_size,
+    copy_time,
+    dense_times,
+    groups,
+    lengths,
+    power,
+    sizes,
+    times_faster,
+    with_speedup,
+)
 
 
 def show(console: Console, data: dict) -> None:
@@ -134,11 +146,12 @@ def _fused(rows: Sequence[dict]) -> Iterator[str | Table]:
             f"{dtype} to codes, {power(elements)} elements, {caches}: percent of the speed of a kernel that moves the "
             "same bytes; microseconds"
         )
-        table = _table("format", *map(str, lengths(some)))
-        for name, group in groups(some, "format"):
-            cells = {row["n"]: _percent_and_micros(row) for row in group}
-            table.add_row(name, *(cells.get(n, "-") for n in lengths(some)))
-        yield table
+        for kind in by_kind(some):
+            table = _table("format", *map(str, lengths(kind)))
+            for name, group in groups(kind, "format"):
+                cells = {row["n"]: _percent_and_micros(row) for row in group}
+                table.add_row(name, *(cells.get(n, "-") for n in lengths(kind)))
+            yield table
 
 
 def _two_steps(rows: Sequence[dict]) -> Iterator[str | Table]:

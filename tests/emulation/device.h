@@ -76,7 +76,10 @@ inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t shift) {
 inline float __saturatef(float v) { return v > 0 ? std::min(v, 1.0f) : 0; }  // 0 of NaN
 inline float __fmul_rn(float a, float b) { return a * b; }                   // compiled without contraction
 
-float __shfl_xor_sync(unsigned mask, float value, int lane_mask);
+uint32_t __shfl_xor_sync(unsigned mask, uint32_t value, int lane_mask);
+inline float __shfl_xor_sync(unsigned mask, float value, int lane_mask) {
+  return __uint_as_float(__shfl_xor_sync(mask, __float_as_uint(value), lane_mask));
+}
 unsigned __reduce_max_sync(unsigned mask, unsigned value);
 int __any_sync(unsigned mask, int predicate);
 unsigned __ballot_sync(unsigned mask, int predicate);

@@ -251,7 +251,7 @@ void CheckMask(unsigned mask) {
 
 struct Shuffle {
   int lane_mask;
-  float value, result;
+  uint32_t value, result;
 };
 
 void ShuffleXor(void* const (&arguments)[32]) {
@@ -288,7 +288,7 @@ constexpr emulation::Collective kShuffleXor = {"shfl.xor", ShuffleXor}, kAny = {
 
 }  // namespace
 
-float __shfl_xor_sync(unsigned mask, float value, int lane_mask) {
+uint32_t __shfl_xor_sync(unsigned mask, uint32_t value, int lane_mask) {
   CheckMask(mask);
   Shuffle shuffle = {lane_mask, value, 0};
   emulation::Meet(kShuffleXor, &shuffle);

@@ -44,6 +44,7 @@ void CallKernel() {
   if (words == 0) Call<Work>();
   if (words == kFewWords) Call<WorkAndWords<kFewWords>>();
   if (words == kManyWords) Call<WorkAndWords<kManyWords>>();
+  if (words == kQuantizedWords) Call<WorkAndWords<kQuantizedWords>>();
   CallSigned<kOnePass / 32>(words);
 }
 

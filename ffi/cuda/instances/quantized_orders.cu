@@ -1,0 +1,7 @@
+// quantized_orders.cu: the kernels of 16-bit rows whose length is no power of two and whose results become codes.
+#include "../quantized_orders.cuh"
+
+namespace jax_hadacore::cuda {
+template Kernel QuantizedOrdersKernel<F16>(bool);
+template Kernel QuantizedOrdersKernel<BF16>(bool);
+}  // namespace jax_hadacore::cuda

@@ -3,8 +3,10 @@
 set(JAX_HADACORE_OLDEST_NVCC 12.8)  # the first with sm_100 and sm_120
 
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
-  # Machine code for the GPUs of servers and desktops since Ampere, and PTX of the newest for those to come.
-  set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120)
+  # Machine code for the GPUs of servers and desktops since Ampere, and PTX for those to come. That of the latter three
+  # is made from PTX of the former, where it can be (CMakeLists.txt).
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+  set(JAX_HADACORE_MORE_ARCHITECTURES 86-real 89-real 120-real)
 endif()
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES "$ENV{CUDAARCHS}")

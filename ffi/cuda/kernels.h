@@ -106,8 +106,8 @@ extern template Kernel PairRingKernel<BF16>(int, int);
 
 // Of float32 rows of k * 2^m elements (order_floats.cuh); `threads` are those that a multiprocessor has registers for,
 // and MostFloatThreads of them a block's at most. kStaged: rows come through shared memory, as they have to where
-// powers are less than kLeastFloatPower, or rows are not aligned.
-constexpr int kMostFloatOrder = 192, kLeastFloatPower = 32, kMostFloatPower = 2048;
+// powers are less than kLeastFloatPower, or rows are not aligned. A row has at most kMostFloatBytes.
+constexpr int kMostFloatOrder = 192, kLeastFloatPower = 32, kMostFloatPower = 2048, kMostFloatBytes = 227 * 1024;
 constexpr int MostFloatThreads(int of_processor) { return of_processor > 256 ? of_processor - 128 : of_processor; }
 template <bool kStaged>
 Kernel OrderFloatsKernel(int64_t order);

@@ -6,6 +6,7 @@
 // about one rounding, where both are added.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "fragment.cuh"
@@ -55,6 +56,11 @@ template <int kEights, int kWidth, bool kStaged>
 class FloatColumns {
  public:
   static constexpr int kColumns = 8 * kWidth;
+  // There are instances enough that orders are not less.
+  static constexpr int kLeastOrder = !kStaged ? 16 * ((kEights - 1) / 2) : kEights > 4 ? 4 * kEights : 0;
+  // How many spans of as many columns a row's power may have.
+  static constexpr int kMostSpan = Min(kMostFloatPower, kMostFloatBytes / 4 / Max(kLeastOrder, 1)) / kColumns;
+  static_assert(kMostSpan < 128, "OrderFloats finishes up to 64");
 
   // Loads columns; with `rest` what Split() has left of them, 2^64 times as large.
   __device__ __forceinline__ void Load(const FloatRows& rows, const float* staged, int first, bool rest) {
@@ -169,8 +175,7 @@ class FloatColumns {
   }
 
  private:
-  static constexpr int kLeastOrder = 16 * ((kEights - 1) / 2);  // there are instances enough that order is larger
-  static constexpr int kStored = Min(4, 2 * kWidth);            // neighbouring sums in one instruction
+  static constexpr int kStored = Min(4, 2 * kWidth);  // neighbouring sums in one instruction
 
   // Visits elements and their a, less that of the lane's first.
   template <typename Visit>
@@ -228,6 +233,9 @@ class FloatColumns {
   uint32_t operands_[kEights][kWidth][3];
 };
 
+template <int value>
+using Int = std::integral_constant<int, value>;
+
 // What is left to do where kSpan spans of kColumns columns, each of them transformed, make a row's power: the spans'
 // butterflies. 1: nothing, and columns may be those of several rows.
 template <int kSpan, int kColumns, bool kStaged>
@@ -261,7 +269,7 @@ __device__ __forceinline__ void FinishFloats(const FloatRows& rows, const Work& 
       const unsigned n = static_cast<unsigned>(rows.n), at = static_cast<unsigned>(element) % n;
 #pragma unroll
       for (int s = 0; s < kSpan; ++s) {
-        if (!kStaged || rows.power >= kWidth) {
+        if (!kStaged || kSpan > 1 || rows.power >= kWidth) {
           const auto signs = PackedSigns<kWidth>::From(rows.last_signs, at + s * kColumns);
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) v[s][j] = signs.Apply(v[s][j], j);
@@ -354,14 +362,17 @@ __global__ void __launch_bounds__(ThreadsOfCode(ShapeOfFloats(kEights, kStaged).
   }
   __syncthreads();
 
+  const auto finish = [&](auto span) {
+    if constexpr (span() <= Columns::kMostSpan) FinishFloats<span(), kColumns, kStaged>(rows, work, staged);
+  };
   switch (rows.power / kColumns) {
-    case 2: FinishFloats<2, kColumns, kStaged>(rows, work, staged); break;
-    case 4: FinishFloats<4, kColumns, kStaged>(rows, work, staged); break;
-    case 8: FinishFloats<8, kColumns, kStaged>(rows, work, staged); break;
-    case 16: FinishFloats<16, kColumns, kStaged>(rows, work, staged); break;
-    case 32: FinishFloats<32, kColumns, kStaged>(rows, work, staged); break;
-    case 64: FinishFloats<64, kColumns, kStaged>(rows, work, staged); break;
-    default: FinishFloats<1, kColumns, kStaged>(rows, work, staged); break;
+    case 2: return finish(Int<2>{});
+    case 4: return finish(Int<4>{});
+    case 8: return finish(Int<8>{});
+    case 16: return finish(Int<16>{});
+    case 32: return finish(Int<32>{});
+    case 64: return finish(Int<64>{});
+    default: return finish(Int<1>{});
   }
 }
 
@@ -380,7 +391,9 @@ Kernel FindOrderFloatsKernel(int64_t order, std::integer_sequence<int, kEights..
 
 template <bool kStaged>
 Kernel OrderFloatsKernel(int64_t order) {
-  using Eights = std::integer_sequence<int, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24>;
+  // Few that are staged, which take long to compile and are for what is rare.
+  using Eights = std::conditional_t<kStaged, std::integer_sequence<int, 4, 8, 14, 24>,
+                                    std::integer_sequence<int, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24>>;
   return FindOrderFloatsKernel<kStaged>(order, Eights{});
 }
 

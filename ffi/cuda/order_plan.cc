@@ -262,7 +262,8 @@ bool OnePassFloats(const Problem& p, int64_t shared_bytes) {
   if (p.dtype != Dtype::kF32 || p.factor_count != 1 || p.factors[0].values) return false;
   const FloatLayout layout(p);
   const int64_t signs = p.signs && !p.signs_on_device ? SignWords(p.n) : 0;
-  return layout.order <= kMostFloatOrder && layout.power <= kMostFloatPower && FloatBytes(p.n) <= shared_bytes &&
+  return layout.order <= kMostFloatOrder && layout.power <= kMostFloatPower &&
+         FloatBytes(p.n) <= std::min<int64_t>(shared_bytes, kMostFloatBytes) &&
          FirstStepSize(layout.order) + signs < kManyWords;
 }
 

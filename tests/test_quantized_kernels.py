@@ -150,6 +150,32 @@ class TestExact:
         assert_same(kernel, x, quantization(form, n), 1.0, given=given_for(form, 0.5))
 
 
+class TestRing:
+    """Rows that come into a ring and are multiplied by groups of warps: on sm_90a, and emulated where asked for."""
+
+    # Of one, two and three tiles of 64 rows of the matrix, the last one full or not; longer rows have no ring.
+    @pytest.mark.parametrize("n", [5120, 7168, 9216, 14336, 24576, 28672])
+    @pytest.mark.parametrize("form", [FORMATS[0], FORMATS[3], FORMATS[6], FORMATS[9]], ids=name)
+    def test_codes_scales(self, kernel, n, form):
+        x = integers((4, n), BFLOAT16)
+        assert_same(kernel, x, quantization(form, n), 2.0**-5, processors=1, warp_groups=True)
+
+    @pytest.mark.parametrize(("n", "rows"), [(5120, 33), (12288, 14), (20480, 7)])
+    @pytest.mark.parametrize("order", [0, 1, 2], ids=["forward", "reverse", "shuffled"])
+    def test_places_are_used_again(self, kernel, n, rows, order):
+        x, q = integers((rows, n), HALVES[0], most=4), Quantization("float8_e4m3fn", "float32", n)
+        assert_same(kernel, x, q, 2.0**-5, processors=1, warp_groups=True, order=order)
+
+    def test_random(self, kernel):
+        n = 7168
+        x, q = normal((3, n), BFLOAT16), Quantization("int4", "float32", n, asymmetric=True)
+        codes, scales, zeros = kernel.codes(x, q, n**-0.5, warp_groups=True)
+        expected, expected_scales, expected_zeros = oracle(transform(x.astype(np.float64)).astype(np.float32), q)
+        np.testing.assert_allclose(scales, expected_scales, rtol=1e-5)
+        np.testing.assert_array_equal(zeros, expected_zeros)
+        assert (codes != expected).mean() <= 1e-3
+
+
 class TestNonFinite:
     @cases(32, 256, 1024, 2048, 3072, 7168)
     @pytest.mark.parametrize("value", [np.nan, -np.inf])

@@ -88,6 +88,15 @@ Kernel OrderRingKernel(const RingLayout& ring);
 extern template Kernel OrderRingKernel<F16>(const RingLayout&);
 extern template Kernel OrderRingKernel<BF16>(const RingLayout&);
 
+// The same for rows that become codes, with kMostRingColumns columns and as many groups together as here; the matrix
+// has room as elements.
+constexpr int kTogetherForCodes = 8;
+template <typename T>
+Kernel QuantizedRingKernel(bool groups);
+
+extern template Kernel QuantizedRingKernel<F16>(bool);
+extern template Kernel QuantizedRingKernel<BF16>(bool);
+
 // Of groups of up to 8 elements; with two orders of groups of 8 or 4, one order up to MostColumns (group_rows.cuh).
 constexpr int MostColumns(int width) { return width == 8 ? 16 : 48; }
 template <typename T>

@@ -163,12 +163,14 @@ void SetRing(Launch& launch, const Layout& ring) {
   work.ring = ring.parts;
 }
 
+constexpr int64_t kLeastOfRing = 5120;  // elements
+constexpr int kMostParts = 16;
+
 // How OrderRing sees a row; none where it does not serve, or was no faster than OrderRows. All rows of a length go one
 // way: the sums of the two differ.
 std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, const Gpu& gpu) {
-  constexpr int64_t kLeast = 5120;  // elements
-  constexpr int kMostParts = 16, kPartsForFewColumns = 4;
-  if (!gpu.warp_groups || layout.second || p.n < kLeast) return std::nullopt;
+  constexpr int kPartsForFewColumns = 4;
+  if (!gpu.warp_groups || layout.second || p.n < kLeastOfRing) return std::nullopt;
   // The matrix as elements if it fits; then results in long lines. None has no parts.
   const auto make = [&](int64_t columns) {
     RingLayout ring = {static_cast<int>(columns), static_cast<int>(p.n / 8 / columns), 0, false, 0};
@@ -192,9 +194,9 @@ std::optional<RingLayout> FindRing(const Problem& p, const OrderLayout& layout, 
   return ring;
 }
 
-Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& ring, const Buffers& b, const Gpu& gpu) {
+Launch OnRing(const Kernel& kernel, const Problem& p, const RingLayout& ring, const Buffers& b, const Gpu& gpu) {
   const int64_t parts = DivideUp(p.rows, ring.RowsOfPart());
-  Launch launch = {p.dtype == Dtype::kF16 ? OrderRingKernel<F16>(ring) : OrderRingKernel<BF16>(ring),
+  Launch launch = {kernel,
                    MakeWork(b.x, b.y, p.rows, p.n, 1, ring.RowsOfPart(), p.scale),
                    std::min<int64_t>(parts, gpu.processors),
                    {}};
@@ -203,7 +205,7 @@ Launch OnRing(const Problem& p, const OrderLayout& layout, const RingLayout& rin
   if (Aligned(b.x, b.y) && p.n % 8 == 0) map = TensorMap(b.x, p.rows, p.n, ring);
   launch.work.aligned = map.has_value();
   launch.words = map.value_or(Words(kMapWords));
-  const Words& matrix = *FirstStepWords(*layout.first, ring.order / layout.first->order);
+  const Words& matrix = *FirstStepWords(p.factors[0], ring.order / p.factors[0].order);
   launch.words.insert(launch.words.end(), matrix.begin(), matrix.end());
   AddSigns(launch, p);
   return launch;
@@ -301,9 +303,21 @@ bool OnePassOfOrders(const Problem& p, int64_t shared_bytes) {
 Launch OnOrders(const Problem& p, const Buffers& b, const Gpu& gpu) {
   const std::optional<OrderLayout> layout = OnePassOrder(p, gpu.shared_bytes);
   if (!layout) return OnFloats(p, b, gpu);
-  if (const auto ring = FindRing(p, *layout, gpu)) return OnRing(p, *layout, *ring, b, gpu);
+  if (const auto ring = FindRing(p, *layout, gpu))
+    return OnRing(p.dtype == Dtype::kF16 ? OrderRingKernel<F16>(*ring) : OrderRingKernel<BF16>(*ring), p, *ring, b,
+                  gpu);
   if (const auto ring = FindPairs(p, *layout, gpu)) return OnPairs(p, *layout, *ring, b, gpu);
   return OnOrderRows(p, *layout, b, gpu);
+}
+
+std::optional<Launch> CodesOnRing(const Problem& p, bool groups, const void* x, void* codes, const Gpu& gpu) {
+  RingLayout ring = {kMostRingColumns, static_cast<int>(p.n / 8 / kMostRingColumns), kTogetherForCodes, true, 0};
+  // A tile of a row that waits for the others keeps its warp group.
+  if (!gpu.warp_groups || p.n < kLeastOfRing || ring.Tiles() > kRingMultipliers || !Fill(ring, kMostParts, gpu) ||
+      !ring.HasSpans())
+    return std::nullopt;
+  const Kernel kernel = p.dtype == Dtype::kF16 ? QuantizedRingKernel<F16>(groups) : QuantizedRingKernel<BF16>(groups);
+  return OnRing(kernel, p, ring, {x, codes, nullptr}, gpu);
 }
 
 }  // namespace jax_hadacore::cuda

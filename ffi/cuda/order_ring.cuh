@@ -3,7 +3,7 @@
 #pragma once
 
 #include "order_ring.h"
-#include "order_rows.cuh"
+#include "quantized_orders.cuh"
 
 namespace jax_hadacore::cuda {
 
@@ -189,9 +189,33 @@ __device__ __forceinline__ void Multiply(GroupSums<kRingGroups>& sums, SignsOfRo
   AwaitProducts<0>();
 }
 
+// The codes of a tile of a part, which is a row. Its warps wait for each other's spans where it has one scale: each
+// tile is another warp group's, and has results of all four or fewer warps, so that none is a turn ahead.
+template <bool kGroups>
+__device__ __forceinline__ void StoreCodes(const GroupSums<kRingGroups>& sums, char* base, const RingLayout& ring,
+                                           const Work& work, int part, int place, int turn, int first_a) {
+  const int own_a = first_a + Lane() / 4;
+  const int64_t first = part * work.n + own_a * kOfA;
+  if constexpr (kGroups) {
+    StoreCodesOfGroups(sums, work, own_a, first);
+  } else {
+    Span* const spans = reinterpret_cast<Span*>(base + ring.SpansAt()) + (turn * ring.parts + place) * ring.Spans();
+    const SharedAddress known = AddressOf(base + ring.KnownAt() + 8 * place);
+    StoreCodesOfRow(sums, work, part, own_a, first, [&](const Span& span) {
+      if (Lane() == 0) {
+        spans[first_a / 16] = span;
+        ArriveAt(known);
+      }
+      WaitAt(known, turn);
+      return spans[Lane() < ring.Spans() ? Lane() : 0];
+    });
+  }
+}
+
 // A block takes parts in turn with the others. One warp group brings them, as the ring becomes free; the others take
-// the tiles of parts that have come in turn, and wait for each other nowhere.
-template <typename T, int kColumns, int kTogether, bool kElements>
+// the tiles of parts that have come in turn, and wait for each other nowhere. Out is T, or says that results become
+// codes.
+template <typename T, typename Out, int kColumns, int kTogether, bool kElements>
 __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t* given) {
   const RingLayout ring = {kColumns, work.order, kTogether, kElements, work.ring};
   extern __shared__ float4 shared_memory[];
@@ -214,6 +238,8 @@ __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t*
   } else if (thread == 3 * ring.parts) {
     MakeBarrier(made, 128 * kRingMultipliers);
   }
+  if constexpr (kIsQuantized<Out>)
+    if (thread < ring.parts) MakeBarrier(AddressOf(base + ring.KnownAt() + 8 * thread), ring.Spans());
   if (!work.aligned) {  // the elements of a's beyond the matrix stay as they are; boxes have zeros there
     const int missing = (ring.Padded() - ring.order) * ring.Line() / 16;
     for (int i = thread; i < missing * (ring.parts * ring.Part() / ring.Plane()); i += kRingThreads)
@@ -309,14 +335,18 @@ __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t*
 
       sums.TransformGroups();
       Butterflies<2, kColumns>(sums.of);
-      const Rows rows = RowsOfPart(work, part, ring.RowsOfPart());
-      const uint32_t* const last = work.signs_last ? signs : nullptr;
-      if (!work.aligned) {
-        Store<T, kColumns, kTogether, false, true>(sums, own, rows, work, first_a, last);
-      } else if (last) {
-        Store<T, kColumns, kTogether, true, true>(sums, own, rows, work, first_a, last);
+      if constexpr (kIsQuantized<Out>) {
+        StoreCodes<Out::kGroups>(sums, base, ring, work, part, place, turn, first_a);
       } else {
-        Store<T, kColumns, kTogether, true, false>(sums, own, rows, work, first_a, nullptr);
+        const Rows rows = RowsOfPart(work, part, ring.RowsOfPart());
+        const uint32_t* const last = work.signs_last ? signs : nullptr;
+        if (!work.aligned) {
+          Store<T, kColumns, kTogether, false, true>(sums, own, rows, work, first_a, last);
+        } else if (last) {
+          Store<T, kColumns, kTogether, true, true>(sums, own, rows, work, first_a, last);
+        } else {
+          Store<T, kColumns, kTogether, true, false>(sums, own, rows, work, first_a, nullptr);
+        }
       }
     }
   }
@@ -328,7 +358,15 @@ __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t*
 template <typename T, int kColumns, int kTogether, bool kElements>
 __global__ void __launch_bounds__(kRingThreads, 1) OrderRing(const __grid_constant__ WorkAndWords<kManyWords> given) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  TransformParts<T, kColumns, kTogether, kElements>(given.work, given.words);
+  TransformParts<T, T, kColumns, kTogether, kElements>(given.work, given.words);
+#endif
+}
+
+template <typename T, bool kGroups>
+__global__ void __launch_bounds__(kRingThreads, 1)
+    QuantizedRing(const __grid_constant__ WorkAndWords<kManyWords> given) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  TransformParts<T, Quantized<kGroups>, kMostRingColumns, kTogetherForCodes, true>(given.work, given.words);
 #endif
 }
 
@@ -344,6 +382,15 @@ template <typename T>
 Kernel OrderRingKernel(const RingLayout& ring) {
   const auto function = ring.elements ? OrderRingFunction<T, true> : OrderRingFunction<T, false>;
   Kernel kernel = {"ring of order rows", function(ring.columns, ring.together), kRingThreads, 0};
+  kernel.words = kManyWords;
+  return kernel;
+}
+
+template <typename T>
+Kernel QuantizedRingKernel(bool groups) {
+  const auto function = groups ? reinterpret_cast<const void*>(&QuantizedRing<T, true>)
+                               : reinterpret_cast<const void*>(&QuantizedRing<T, false>);
+  Kernel kernel = {"ring of order rows to codes", function, kRingThreads, 0};
   kernel.words = kManyWords;
   return kernel;
 }

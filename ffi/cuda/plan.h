@@ -1,6 +1,8 @@
 // plan.h: what the plans share.
 #pragma once
 
+#include <optional>
+
 #include "launch.h"
 
 namespace jax_hadacore::cuda {
@@ -46,5 +48,8 @@ void AddSigns(Launch& launch, const Problem& p);
 // that pass (order_plan.cc).
 bool OnePassOfOrders(const Problem& p, int64_t shared_bytes);
 Launch OnOrders(const Problem& p, const Buffers& b, const Gpu& gpu);
+
+// The launch that transforms such rows, of columns of 2^m elements, into codes on a ring; none where there is none.
+std::optional<Launch> CodesOnRing(const Problem& p, bool groups, const void* x, void* codes, const Gpu& gpu);
 
 }  // namespace jax_hadacore::cuda

@@ -67,12 +67,13 @@ __device__ __forceinline__ void KeepOfA(const Q& quantizer, QuadResults& results
   }
 }
 
-// Stores the codes of a row that has one scale; all of the block's warps have sums of it, and a span each in shared
-// memory. `first` is the array's number of the first of the lane's a's.
-__device__ __forceinline__ void StoreCodesOfRow(const GroupSums<16>& sums, const Work& work, int64_t row, int first_a,
-                                                int64_t first, Span* spans) {
+// Stores the codes of a row that has one scale, of which other warps have sums, too: exchange(span) stores a warp's
+// span and gives each lane a warp's, so that all lanes have all. The lane's a's are a and a + 8, and `first` is the
+// array's number of the first of a's elements.
+template <typename Exchange>
+__device__ __forceinline__ void StoreCodesOfRow(const GroupSums<16>& sums, const Work& work, int64_t row, int a,
+                                                int64_t first, const Exchange& exchange) {
   ForFormat<false>(work, [&](auto quantizer) {
-    const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
     QuadResults results[2];
     Span span;
 #pragma unroll
@@ -81,28 +82,25 @@ __device__ __forceinline__ void StoreCodesOfRow(const GroupSums<16>& sums, const
       KeepOfA(quantizer, results[half], of_vectors, sums, half);
 #pragma unroll
       for (int i = 1; i < kQuadVectors; ++i) quantizer.Include(of_vectors[0], of_vectors[i]);
-      if (first_a + 8 * half < work.order) quantizer.Include(span, of_vectors[0]);
+      if (a + 8 * half < work.order) quantizer.Include(span, of_vectors[0]);
     }
     quantizer.IncludeAll(span);
-    if (Lane() == 0) spans[warp] = span;
-    __syncthreads();
-    Span of_row[1] = {spans[Lane() < warps ? Lane() : 0]};
+    Span of_row[1] = {exchange(span)};
     quantizer.IncludeAll(of_row[0]);
     Group group[1];
-    quantizer.FindGroups(group, of_row, [&](int) { return row; }, [](int) { return threadIdx.x == 0; });
+    quantizer.FindGroups(group, of_row, [&](int) { return row; }, [&](int) { return a == 0 && Lane() == 0; });
     Group groups[kQuadVectors];
 #pragma unroll
     for (Group& of_vector : groups) of_vector = group[0];
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       StoreOfA<decltype(quantizer)>(quantizer.Codes(first + 8 * half * kOfA), results[half], groups,
-                                    first_a + 8 * half < work.order);
+                                    a + 8 * half < work.order);
   });
 }
 
 // The same where every 2^group_bits elements have a scale, 16 to 128.
-__device__ __forceinline__ void StoreCodesOfGroups(const GroupSums<16>& sums, const Work& work, int first_a,
-                                                   int64_t first) {
+__device__ __forceinline__ void StoreCodesOfGroups(const GroupSums<16>& sums, const Work& work, int a, int64_t first) {
   ForFormat<true>(work, [&](auto quantizer) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -119,7 +117,7 @@ __device__ __forceinline__ void StoreCodesOfGroups(const GroupSums<16>& sums, co
               quantizer.Include(spans[i], spans[i + distance]);
               spans[i + distance] = spans[i];
             }
-      const bool inside = first_a + 8 * half < work.order;
+      const bool inside = a + 8 * half < work.order;
       const int64_t first_of_a = first + 8 * half * kOfA;
       Group groups[kQuadVectors];
       quantizer.FindGroupsOfLanes(
@@ -171,7 +169,12 @@ __global__ void __launch_bounds__(2 * kMostQuantizedOrder, 1)
     if constexpr (kGroups) {
       StoreCodesOfGroups(sums, work, own_a, first);
     } else {
-      StoreCodesOfRow(sums, work, row, own_a, first, spans);
+      StoreCodesOfRow(sums, work, row, own_a, first, [&](const Span& span) {
+        const int lane = Lane();
+        if (lane == 0) spans[thread / 32] = span;
+        __syncthreads();
+        return spans[lane < static_cast<int>(blockDim.x) / 32 ? lane : 0];
+      });
     }
     row = next, buffer = other;
   }

@@ -28,8 +28,9 @@ bool IsOfPower(const Problem& p) {
   return p.factor_count == 0 && p.n >= int64_t{1} << kLeastQuantizedBits && p.n <= int64_t{1} << kMostQuantizedBits;
 }
 
-// A block to a row at a time, and as many blocks as multiprocessors have registers for.
+// Else a block to a row at a time, and as many blocks as multiprocessors have registers for.
 Launch OrdersToCodes(const Problem& p, bool groups, const void* x, void* codes, const Gpu& gpu) {
+  if (const auto launch = CodesOnRing(p, groups, x, codes, gpu)) return *launch;
   const int64_t order = p.n / kOfColumns, warps = DivideUp(order, 16), most_warps = kMostQuantizedOrder / 16;
   int64_t blocks = most_warps / warps, buffers = 2;
   const auto bytes = [&] { return 2 * p.n * buffers + kQuantizedExtra; };

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ _FORMS = {
     "float8_e4m3fn by 128": _Form("float8_e4m3fn", ("block", 128)),
 }
 _LEAST_GROUP = 16  # of them all
+_ROWS = 8  # timings need a multiple of so many, of 1024 elements or a multiple
 _DTYPE = {"gpu": "bfloat16", "cpu": "float32"}
 _LENGTHS = [*(1 << bits for bits in range(5, 16)), 3072, 5120, 7168, 9216, 12288, 14336, 20480, 28672]
 _ELEMENTS = [1 << 28, 1 << 25]
@@ -152,7 +154,9 @@ class _Gpu:
             0 if quantizer.given else self._scales.unsafe_buffer_pointer(),
             self._zero_points.unsafe_buffer_pointer() if quantizer.asymmetric else 0,
         )
-        problem, x = device.problem(self._native, case), self._x.unsafe_buffer_pointer()
+        rows = case.elements // case.n // _ROWS * _ROWS
+        whole = replace(case, elements=rows * case.n) if case.n.bit_count() > 1 else case
+        problem, x = device.problem(self._native, whole), self._x.unsafe_buffer_pointer()
         times = self._native.measure_codes(problem, asked, x, results, plan.sets, plan.launches, plan.replays)
         return {**case.row(cold=plan.cold), "format": name, "sets": plan.sets, **device.summary(times)}
 

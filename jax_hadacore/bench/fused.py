@@ -1,6 +1,7 @@
 """Results that leave the transform quantised: device time beside the same bytes, calls beside two steps, and layers."""
 
 import functools
+import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -40,7 +41,7 @@ _FORMS = {
     "float8_e4m3fn by 128": _Form("float8_e4m3fn", ("block", 128)),
 }
 _LEAST_GROUP = 16  # of them all
-_ROWS = 8  # timings need a multiple of so many, of 1024 elements or a multiple
+_MULTIPLE = 8192  # of elements, which native timings take
 _DTYPE = {"gpu": "bfloat16", "cpu": "float32"}
 _LENGTHS = [*(1 << bits for bits in range(5, 16)), 3072, 5120, 7168, 9216, 12288, 14336, 20480, 28672]
 _ELEMENTS = [1 << 28, 1 << 25]
@@ -69,7 +70,12 @@ LAYERS = {
 def cases(lengths: Sequence[int] | None, elements: Sequence[int] | None) -> list[tuple[str, Case]]:
     """The cases that a CUDA kernel is fused for, each with the name of a format."""
     choice = Choice([_DTYPE["gpu"]], lengths or _LENGTHS, elements or _ELEMENTS)
-    return [(name, case) for case in choice.cases() for name, form in _FORMS.items() if _is_fused(form, case)]
+    return [
+        (name, case)
+        for case in choice.cases()
+        for name, form in _FORMS.items()
+        if _whole(case).elements and _is_fused(form, case)
+    ]
 
 
 def rows(cases: Sequence[tuple[str, Case]]) -> Generator[dict]:
@@ -116,6 +122,12 @@ def layer_rows(platform: str, layers: Iterable[Layer]) -> Generator[dict]:
         }
 
 
+def _whole(case: Case) -> Case:
+    """The case with as many of its rows as a native timing takes."""
+    rows = math.lcm(case.n, _MULTIPLE)
+    return replace(case, elements=case.elements // rows * rows)
+
+
 def _is_fused(form: _Form, case: Case) -> bool:
     x = jax.ShapeDtypeStruct((case.elements // case.n, case.n), case.dtype)
     try:
@@ -154,9 +166,7 @@ class _Gpu:
             0 if quantizer.given else self._scales.unsafe_buffer_pointer(),
             self._zero_points.unsafe_buffer_pointer() if quantizer.asymmetric else 0,
         )
-        rows = case.elements // case.n // _ROWS * _ROWS
-        whole = replace(case, elements=rows * case.n) if case.n.bit_count() > 1 else case
-        problem, x = device.problem(self._native, whole), self._x.unsafe_buffer_pointer()
+        problem, x = device.problem(self._native, _whole(case)), self._x.unsafe_buffer_pointer()
         times = self._native.measure_codes(problem, asked, x, results, plan.sets, plan.launches, plan.replays)
         return {**case.row(cold=plan.cold), "format": name, "sets": plan.sets, **device.summary(times)}
 

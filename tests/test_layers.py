@@ -21,7 +21,7 @@ LAYERS = {
         *("_quantize_primitive", "_quantize_reference", "_quantized_array", "_transform", "_options", "_shardings"),
         "_formats",
     },
-    "_quantize_primitive": {"_primitive", "_quantize_reference", "_ffi", "_formats", "_signs"},
+    "_quantize_primitive": {"_primitive", "_quantize_reference", "_ffi", "_formats", "_orders", "_signs"},
     "_quantize_reference": {"_formats", "_rounding"},
     "_quantized_array": {"_formats"},
     "_formats": set(),

@@ -20,7 +20,16 @@ from jax.sharding import Mesh
 from jax_hadacore.rotations import Axes, Fuse, Plan, cayley_sgd, fake_quant, learn_rotations, rotate
 from jax_hadacore.rotations import _learn as learn
 
-pytestmark = pytest.mark.usefixtures("usual_promotion")  # optax's schedules need it
+pytestmark = pytest.mark.usefixtures("usual_promotion", "exact_products", "on_cpu")  # optax's schedules need the first
+
+
+@pytest.fixture
+def on_cpu():
+    """What is tested is a loop, and its results bit for bit, which a GPU's additions in any order do not repeat."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
 VOCAB, HIDDEN, INNER, LAYERS = 24, 16, 32, 2
 PLAN = Plan(
     {

@@ -58,7 +58,9 @@ Launch PowersToCodes(const Problem& p, bool groups, const void* x, void* codes, 
 
 bool FusesCodes(const Problem& p, const Quantization& q) {
   const int64_t most = p.factor_count == 0 ? MostOfGroup(p.n) : kOfColumns;
-  return Is16Bit(p) && !p.signs && (IsOfPower(p) || IsOfOrder(p)) &&
+  // Codes of float8_e5m2 tell numbers apart that are 2^-32 of the largest: the sums between an order and a power of two
+  // have 16 bits.
+  return Is16Bit(p) && !p.signs && (IsOfPower(p) || (IsOfOrder(p) && q.code != Code::kFloat8E5M2)) &&
          (q.scale == Scale::kGiven || (q.group == p.n && q.scale == Scale::kFloat32) ||
           (IsPowerOfTwo(q.group) && q.group >= kLeastOfGroup && q.group <= most));
 }

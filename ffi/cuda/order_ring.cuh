@@ -199,6 +199,7 @@ __device__ __forceinline__ void StoreCodes(const GroupSums<kRingGroups>& sums, c
   if constexpr (kGroups) {
     StoreCodesOfGroups(sums, work, own_a, first);
   } else {
+    static_assert(sizeof(Span) == RingLayout::kSpan);
     Span* const spans = reinterpret_cast<Span*>(base + ring.SpansAt()) + (turn * ring.parts + place) * ring.Spans();
     const SharedAddress known = AddressOf(base + ring.KnownAt() + 8 * place);
     StoreCodesOfRow(sums, work, part, own_a, first, [&](const Span& span) {

@@ -134,6 +134,8 @@ template <typename T, bool kGroups>
 __global__ void __launch_bounds__(2 * kMostQuantizedOrder, 1)
     QuantizedOrderRows(const __grid_constant__ WorkAndWords<kQuantizedWords> given) {
   constexpr int kColumnBits = 4, kZeros = 1 << kColumnBits;
+  static_assert(1 << kColumnBits == kQuantizedColumns);
+  static_assert(kZeros * sizeof(uint4) + kMostQuantizedOrder / 16 * sizeof(Span) <= kQuantizedExtra);
   const Work& work = given.work;
   extern __shared__ float4 shared_memory[];
   const int n = static_cast<int>(work.n), thread = static_cast<int>(threadIdx.x);

@@ -22,10 +22,12 @@ TYPES = ("float16", "bfloat16", "float32", "float64")
 POWERS = tuple(1 << bits for bits in range(17))
 # Every layout that the kernels of orders tell apart, and what is left to sums of a factor.
 ORDERS = (12, 24, 80, 96, 2880, 896, 768, 1536, 3072, 18432, 28672, 53248, 10944, 29568, 19968, 688, 1048, 24576)
-# Lengths that become codes, and rows; of the last one so many that a block's buffers are used several times.
+# Lengths that become codes, and rows; of the last two so many that places of the ring, or a block's buffers, are used
+# several times.
 ROWS_TO_CODES = (
     *((1 << bits, {1, 3, max(1, 5000 >> bits)}) for bits in range(5, 16)),
     *((n, {1, 3}) for n in (1536, 3072, 7168, 18944)),
+    (24576, {1, 400}),
     (28672, {1, 300}),
 )
 CODES = (

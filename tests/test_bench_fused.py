@@ -117,6 +117,17 @@ class TestRows:
             assert (quantization.given != 0, results.scales == 0) == (given, given)
             assert quantization.asymmetric == (results.zero_points != 0) == ("asymmetric" in name)
 
+    def test_other_lengths(self, gpu, tmp_path):
+        """They have whole rows, as many as timings take, and tables of their own."""
+        path = tmp_path / "run.json"
+        assert bench("fused", "--n", 4096, 7168, "--elements", "2^17", "--json", path) == 0
+        rows = json.loads(path.read_text())["fused"]
+        assert {(row["n"], row["elements"]) for row in rows} == {(4096, 1 << 17), (7168, 1 << 17)}
+        assert {(problem.n, problem.rows) for problem, *_ in gpu} == {(4096, 32), (7168, 16)}
+        (data,) = store.load([path])
+        headers = [line for text in report._fused(data) for line in text.splitlines() if line.startswith("| codes")]
+        assert headers == ["| codes | elements | 4096 |", "| codes | elements | 7168 |"]
+
     def test_buffers_hold_every_set(self, gpu):
         cases = fused.cases([32, 1024], [1 << 13, 1 << 12])
         timed = fused._Gpu([case for _, case in cases])

@@ -214,8 +214,8 @@ __device__ __forceinline__ void StoreCodes(const GroupSums<kRingGroups>& sums, c
 }
 
 // A block takes parts in turn with the others. One warp group brings them, as the ring becomes free; the others take
-// the tiles of parts that have come in turn, and wait for each other nowhere. Out is T, or says that results become
-// codes.
+// the tiles of parts that have come in turn, and wait for each other nowhere but in StoreCodes. Out is T, or says that
+// results become codes.
 template <typename T, typename Out, int kColumns, int kTogether, bool kElements>
 __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t* given) {
   const RingLayout ring = {kColumns, work.order, kTogether, kElements, work.ring};

@@ -41,13 +41,11 @@ struct RingLayout {
   constexpr int Results() const { return 8 * together * 16; }  // of 8 a's
   // Where rows become codes (QuantizedRing), results need no such place. Behind the words of the matrix are a barrier
   // there for each part, and for each part of this turn and the one before a Span of each warp that has results.
-  static constexpr int kSpan = 8, kMostSpans = 4 * kRingMultipliers;
+  static constexpr int kSpan = 8;
   constexpr int Spans() const { return Padded() / 16; }
   constexpr int KnownAt() const { return ResultsAt() + (Padded() * RowWords() + 4) / 4 * 16; }
   constexpr int SpansAt() const { return KnownAt() + 8 * parts; }
-  constexpr bool HasSpans() const {
-    return Spans() <= kMostSpans && SpansAt() + 2 * parts * Spans() * kSpan <= BarriersAt();
-  }
+  constexpr bool HasSpans() const { return SpansAt() + 2 * parts * Spans() * kSpan <= BarriersAt(); }
   constexpr int BarriersAt() const { return ResultsAt() + kRingMultipliers * 4 * Results(); }
   constexpr int Bytes() const { return kAlignment + BarriersAt() + 8 * (3 * parts + 1); }
 

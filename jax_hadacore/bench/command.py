@@ -269,7 +269,13 @@ def _parser() -> argparse.ArgumentParser:
     quantised = commands.add_parser(
         "fused", help="measure quantised results", description=_FUSED, epilog=_EPILOG, formatter_class=_Plain
     )
-    quantised.add_argument("--n", nargs="+", type=_length, metavar="N", help="lengths, of fused and two steps")
+    quantised.add_argument(
+        "--n",
+        nargs="+",
+        type=_supported_length,
+        metavar="N",
+        help="lengths, of fused and two steps, such as 2^12 or 7168",
+    )
     quantised.add_argument(
         "--elements", nargs="+", type=_many_elements, metavar="E", help="elements of a call, of fused and two steps"
     )
@@ -287,13 +293,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lengths(text: str) -> list[int]:
+    return [_supported_length(part) for part in text.split(",")]
+
+
+def _supported_length(text: str) -> int:
+    if "^" in text:
+        return _length(text)
     try:
-        found = [int(part) for part in text.split(",")]
-        for n in found:
-            decompose(n)
+        n = int(text)
+        decompose(n)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return found
+    return n
 
 
 def _length(text: str) -> int:

@@ -210,10 +210,11 @@ class TestRandom:
             moved = moved.reshape(*scales.shape, q.group)[scales == expected_scales]
         assert moved.mean() <= (1e-3 if q.bits == 8 else 1e-4)
 
-    @lengths(32, 1024, 4096, 7168)
+    @lengths(32, 512, 1024, 4096, 7168)
+    @pytest.mark.parametrize("form", [FORMATS[1], FORMATS[8]], ids=name)
     @pytest.mark.parametrize("rows", [1, 2, 7])
-    def test_rows_do_not_depend_on_their_number(self, kernel, n, rows):
-        x, q = normal((9, n), BFLOAT16), Quantization("float8_e4m3fn", "float32", n)
+    def test_rows_do_not_depend_on_their_number(self, kernel, n, form, rows):
+        x, q = normal((9, n), BFLOAT16), quantization(form, n)
         every = kernel.codes(x, q, n**-0.5)
         for a, b in zip(every, kernel.codes(x[:rows], q, n**-0.5, processors=1, order=1), strict=True):
             if a is not None:

@@ -367,8 +367,9 @@ class Quantizer {
   float given_ = 1;
 };
 
-// Calls function(Quantizer) for the format of a call: scales that are given belong to rows, those of 8 bits to groups.
-template <bool kGroups, typename F>
+// Calls function(Quantizer) for the format of a call, one of kFormats: scales that are given belong to rows, those of 8
+// bits to groups.
+template <Formats kFormats, typename F>
 __device__ __forceinline__ void ForFormat(const Work& work, const F& function) {
   const auto call = [&](auto scale, auto code) { function(Quantizer<code(), scale()>(work)); };
   const auto for_code = [&](auto scale) {
@@ -379,32 +380,46 @@ __device__ __forceinline__ void ForFormat(const Work& work, const F& function) {
       default: return call(scale, Constant<Code::kFloat8E5M2>{});
     }
   };
-  if (work.zero_points) {
+  if constexpr (kFormats == Formats::kFloat4) {
+    if (work.scale_type == Scale::kE4M3) {
+      call(Constant<Scale::kE4M3>{}, Constant<Code::kFloat4E2M1>{});
+    } else {
+      call(Constant<Scale::kE8M0>{}, Constant<Code::kFloat4E2M1>{});
+    }
+  } else if (work.zero_points) {
     function(Quantizer<Code::kInt4, Scale::kFloat32, true>(work));
   } else if (work.scale_type == Scale::kFloat32) {
     for_code(Constant<Scale::kFloat32>{});
-  } else if constexpr (!kGroups) {
+  } else if constexpr (kFormats == Formats::kOfRows) {
     for_code(Constant<Scale::kGiven>{});
-  } else if (work.scale_type == Scale::kE4M3) {
-    call(Constant<Scale::kE4M3>{}, Constant<Code::kFloat4E2M1>{});
-  } else if (work.code == Code::kFloat4E2M1) {
-    call(Constant<Scale::kE8M0>{}, Constant<Code::kFloat4E2M1>{});
   } else {
     call(Constant<Scale::kE8M0>{}, Constant<Code::kFloat8E4M3>{});
   }
 }
 
-// In place of an element type: results become codes, with a scale to each row or to each group of one.
-template <bool kGroups_>
+// On the host: make(Constant<formats>), the kernel for these.
+template <typename F>
+Kernel KernelFor(Formats formats, const F& make) {
+  switch (formats) {
+    case Formats::kOfRows: return make(Constant<Formats::kOfRows>{});
+    case Formats::kOfGroups: return make(Constant<Formats::kOfGroups>{});
+    default: return make(Constant<Formats::kFloat4>{});
+  }
+}
+
+// In place of an element type: results become codes.
+template <Formats kFormats_>
 struct Quantized {
-  static constexpr bool kGroups = kGroups_;
+  static constexpr Formats kFormats = kFormats_;
 };
-template <bool kGroups>
-struct Element<Quantized<kGroups>> {
+template <Formats kFormats>
+struct Element<Quantized<kFormats>> {
   using Storage = uint8_t;
 };
 template <typename Out>
-constexpr bool kIsQuantized = std::is_same_v<Out, Quantized<false>> || std::is_same_v<Out, Quantized<true>>;
+constexpr bool kIsQuantized = false;
+template <Formats kFormats>
+constexpr bool kIsQuantized<Quantized<kFormats>> = true;
 
 // In place of what a kernel without codes does not have.
 struct Nothing {};
@@ -426,7 +441,7 @@ class KeptRow {
   template <typename Offset>
   __device__ __forceinline__ void StoreRow(const Work& work, int64_t row, int64_t first, Span* spans,
                                            const Offset& offset) const {
-    ForFormat<false>(work, [&](auto quantizer) {
+    ForFormat<Formats::kOfRows>(work, [&](auto quantizer) {
       const int thread = static_cast<int>(threadIdx.x);
       Results<kWidth> results[kVectors];
       Span span[1] = {quantizer.Keep(results[0], sums_[0])};
@@ -447,9 +462,9 @@ class KeptRow {
   }
 
   // Every 2^group_bits elements have a scale, 2 to 32 vectors.
-  template <typename Offset>
+  template <Formats kFormats, typename Offset>
   __device__ __forceinline__ void StoreGroups(const Work& work, int64_t first, const Offset& offset) const {
-    ForFormat<true>(work, [&](auto quantizer) {
+    ForFormat<kFormats>(work, [&](auto quantizer) {
       Results<kWidth> results[kVectors];
       Span spans[kVectors];
 #pragma unroll

@@ -34,10 +34,10 @@ extern template RowsKernels FindRowsKernels<float, float>(int, bool);
 // memory.
 constexpr int kLeastQuantizedBits = 5, kMostQuantizedBits = 15;
 template <typename T>
-Kernel QuantizedRowsKernel(int bits, bool groups, int64_t shared_bytes);
+Kernel QuantizedRowsKernel(int bits, Formats formats, int64_t shared_bytes);
 
-extern template Kernel QuantizedRowsKernel<F16>(int, bool, int64_t);
-extern template Kernel QuantizedRowsKernel<BF16>(int, bool, int64_t);
+extern template Kernel QuantizedRowsKernel<F16>(int, Formats, int64_t);
+extern template Kernel QuantizedRowsKernel<BF16>(int, Formats, int64_t);
 
 // Such rows of k * 2^m elements, in kQuantizedColumns columns of groups of 8, and up to kMostQuantizedOrder a's
 // (quantized_orders.cuh); a block has a warp for each 16 of them. Beside its rows it needs kQuantizedExtra bytes of
@@ -45,10 +45,10 @@ extern template Kernel QuantizedRowsKernel<BF16>(int, bool, int64_t);
 constexpr int kQuantizedColumns = 16, kMostQuantizedOrder = 256, kQuantizedExtra = 384;
 constexpr int kQuantizedWords = kMostQuantizedOrder * kMostQuantizedOrder / 32 + 16;  // one beyond the matrix is read
 template <typename T>
-Kernel QuantizedOrdersKernel(bool groups);
+Kernel QuantizedOrdersKernel(Formats formats);
 
-extern template Kernel QuantizedOrdersKernel<F16>(bool);
-extern template Kernel QuantizedOrdersKernel<BF16>(bool);
+extern template Kernel QuantizedOrdersKernel<F16>(Formats);
+extern template Kernel QuantizedOrdersKernel<BF16>(Formats);
 
 // Columns of 2^bits <= 2^kColumnsBits float32 sums, in registers; buffers are aligned to 16 bytes.
 constexpr int kColumnsBits = 5;
@@ -92,10 +92,10 @@ extern template Kernel OrderRingKernel<BF16>(const RingLayout&);
 // has room as elements.
 constexpr int kTogetherForCodes = 8;
 template <typename T>
-Kernel QuantizedRingKernel(bool groups);
+Kernel QuantizedRingKernel(Formats formats);
 
-extern template Kernel QuantizedRingKernel<F16>(bool);
-extern template Kernel QuantizedRingKernel<BF16>(bool);
+extern template Kernel QuantizedRingKernel<F16>(Formats);
+extern template Kernel QuantizedRingKernel<BF16>(Formats);
 
 // Of groups of up to 8 elements; with two orders of groups of 8 or 4, one order up to MostColumns (group_rows.cuh).
 constexpr int MostColumns(int width) { return width == 8 ? 16 : 48; }

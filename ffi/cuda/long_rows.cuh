@@ -285,10 +285,10 @@ __device__ __forceinline__ void TransformLongRows(const Work& work, const uint32
       const auto at = [](int sum) { return sum / kChunk * kSegment + sum % kChunk; };
       const auto offset = [&](int set) { return at(set / kSteps * kPart + set % kSteps * kStride); };
       const int64_t first = row * kN + at(thread * kWidth);
-      if constexpr (Out::kGroups) {
-        results.StoreGroups(work, first, offset);
-      } else {
+      if constexpr (Out::kFormats == Formats::kOfRows) {
         results.StoreRow(work, row, first, spans, offset);
+      } else {
+        results.template StoreGroups<Out::kFormats>(work, first, offset);
       }
     }
   }

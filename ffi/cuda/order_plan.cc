@@ -310,13 +310,13 @@ Launch OnOrders(const Problem& p, const Buffers& b, const Gpu& gpu) {
   return OnOrderRows(p, *layout, b, gpu);
 }
 
-std::optional<Launch> CodesOnRing(const Problem& p, bool groups, const void* x, void* codes, const Gpu& gpu) {
+std::optional<Launch> CodesOnRing(const Problem& p, Formats formats, const void* x, void* codes, const Gpu& gpu) {
   RingLayout ring = {kMostRingColumns, static_cast<int>(p.n / 8 / kMostRingColumns), kTogetherForCodes, true, 0};
   // A tile of a row that waits for the others keeps its warp group.
   if (!gpu.warp_groups || p.n < kLeastOfRing || ring.Tiles() > kRingMultipliers || !Fill(ring, kMostParts, gpu) ||
       !ring.HasSpans())
     return std::nullopt;
-  const Kernel kernel = p.dtype == Dtype::kF16 ? QuantizedRingKernel<F16>(groups) : QuantizedRingKernel<BF16>(groups);
+  const Kernel kernel = p.dtype == Dtype::kF16 ? QuantizedRingKernel<F16>(formats) : QuantizedRingKernel<BF16>(formats);
   return OnRing(kernel, p, ring, {x, codes, nullptr}, gpu);
 }
 

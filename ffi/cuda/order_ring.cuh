@@ -191,13 +191,13 @@ __device__ __forceinline__ void Multiply(GroupSums<kRingGroups>& sums, SignsOfRo
 
 // The codes of a tile of a part, which is a row. Its warps wait for each other's spans where it has one scale: each
 // tile is another warp group's, and has results of all four or fewer warps, so that none is a turn ahead.
-template <bool kGroups>
+template <Formats kFormats>
 __device__ __forceinline__ void StoreCodes(const GroupSums<kRingGroups>& sums, char* base, const RingLayout& ring,
                                            const Work& work, int part, int place, int turn, int first_a) {
   const int own_a = first_a + Lane() / 4;
   const int64_t first = part * work.n + own_a * kOfA;
-  if constexpr (kGroups) {
-    StoreCodesOfGroups(sums, work, own_a, first);
+  if constexpr (kFormats != Formats::kOfRows) {
+    StoreCodesOfGroups<kFormats>(sums, work, own_a, first);
   } else {
     static_assert(sizeof(Span) == RingLayout::kSpan);
     Span* const spans = reinterpret_cast<Span*>(base + ring.SpansAt()) + (turn * ring.parts + place) * ring.Spans();
@@ -337,7 +337,7 @@ __device__ __forceinline__ void TransformParts(const Work& work, const uint32_t*
       sums.TransformGroups();
       Butterflies<2, kColumns>(sums.of);
       if constexpr (kIsQuantized<Out>) {
-        StoreCodes<Out::kGroups>(sums, base, ring, work, part, place, turn, first_a);
+        StoreCodes<Out::kFormats>(sums, base, ring, work, part, place, turn, first_a);
       } else {
         const Rows rows = RowsOfPart(work, part, ring.RowsOfPart());
         const uint32_t* const last = work.signs_last ? signs : nullptr;
@@ -363,11 +363,11 @@ __global__ void __launch_bounds__(kRingThreads, 1) OrderRing(const __grid_consta
 #endif
 }
 
-template <typename T, bool kGroups>
+template <typename T, Formats kFormats>
 __global__ void __launch_bounds__(kRingThreads, 1)
     QuantizedRing(const __grid_constant__ WorkAndWords<kManyWords> given) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  TransformParts<T, Quantized<kGroups>, kMostRingColumns, kTogetherForCodes, true>(given.work, given.words);
+  TransformParts<T, Quantized<kFormats>, kMostRingColumns, kTogetherForCodes, true>(given.work, given.words);
 #endif
 }
 
@@ -388,12 +388,13 @@ Kernel OrderRingKernel(const RingLayout& ring) {
 }
 
 template <typename T>
-Kernel QuantizedRingKernel(bool groups) {
-  const auto function = groups ? reinterpret_cast<const void*>(&QuantizedRing<T, true>)
-                               : reinterpret_cast<const void*>(&QuantizedRing<T, false>);
-  Kernel kernel = {"ring of order rows to codes", function, kRingThreads, 0};
-  kernel.words = kManyWords;
-  return kernel;
+Kernel QuantizedRingKernel(Formats formats) {
+  return KernelFor(formats, [](auto known) {
+    const auto function = &QuantizedRing<T, known()>;
+    Kernel kernel = {"ring of order rows to codes", reinterpret_cast<const void*>(function), kRingThreads, 0};
+    kernel.words = kManyWords;
+    return kernel;
+  });
 }
 
 }  // namespace jax_hadacore::cuda

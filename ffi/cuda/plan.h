@@ -50,6 +50,6 @@ bool OnePassOfOrders(const Problem& p, int64_t shared_bytes);
 Launch OnOrders(const Problem& p, const Buffers& b, const Gpu& gpu);
 
 // The launch that transforms such rows, of columns of 2^m elements, into codes on a ring; none where there is none.
-std::optional<Launch> CodesOnRing(const Problem& p, bool groups, const void* x, void* codes, const Gpu& gpu);
+std::optional<Launch> CodesOnRing(const Problem& p, Formats formats, const void* x, void* codes, const Gpu& gpu);
 
 }  // namespace jax_hadacore::cuda

@@ -73,7 +73,7 @@ __device__ __forceinline__ void KeepOfA(const Q& quantizer, QuadResults& results
 template <typename Exchange>
 __device__ __forceinline__ void StoreCodesOfRow(const GroupSums<16>& sums, const Work& work, int64_t row, int a,
                                                 int64_t first, const Exchange& exchange) {
-  ForFormat<false>(work, [&](auto quantizer) {
+  ForFormat<Formats::kOfRows>(work, [&](auto quantizer) {
     QuadResults results[2];
     Span span;
 #pragma unroll
@@ -100,8 +100,9 @@ __device__ __forceinline__ void StoreCodesOfRow(const GroupSums<16>& sums, const
 }
 
 // The same where every 2^group_bits elements have a scale, 16 to 128.
+template <Formats kFormats>
 __device__ __forceinline__ void StoreCodesOfGroups(const GroupSums<16>& sums, const Work& work, int a, int64_t first) {
-  ForFormat<true>(work, [&](auto quantizer) {
+  ForFormat<kFormats>(work, [&](auto quantizer) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       QuadResults results;
@@ -130,7 +131,7 @@ __device__ __forceinline__ void StoreCodesOfGroups(const GroupSums<16>& sums, co
 
 // A block transforms a row at a time, of those that it takes in turn with the others, and has a warp for each 16 a's. A
 // row comes while the one before it is worked on, to a buffer of its own where there is room for two.
-template <typename T, bool kGroups>
+template <typename T, Formats kFormats>
 __global__ void __launch_bounds__(2 * kMostQuantizedOrder, 1)
     QuantizedOrderRows(const __grid_constant__ WorkAndWords<kQuantizedWords> given) {
   constexpr int kColumnBits = 4, kZeros = 1 << kColumnBits;
@@ -168,27 +169,28 @@ __global__ void __launch_bounds__(2 * kMostQuantizedOrder, 1)
       if (next < work.count) bring(next, staged);
     }
     const int64_t first = row * n + own_a * kOfA;
-    if constexpr (kGroups) {
-      StoreCodesOfGroups(sums, work, own_a, first);
-    } else {
+    if constexpr (kFormats == Formats::kOfRows) {
       StoreCodesOfRow(sums, work, row, own_a, first, [&](const Span& span) {
         const int lane = Lane();
         if (lane == 0) spans[thread / 32] = span;
         __syncthreads();
         return spans[lane < static_cast<int>(blockDim.x) / 32 ? lane : 0];
       });
+    } else {
+      StoreCodesOfGroups<kFormats>(sums, work, own_a, first);
     }
     row = next, buffer = other;
   }
 }
 
 template <typename T>
-Kernel QuantizedOrdersKernel(bool groups) {
-  const auto function = groups ? reinterpret_cast<const void*>(&QuantizedOrderRows<T, true>)
-                               : reinterpret_cast<const void*>(&QuantizedOrderRows<T, false>);
-  Kernel kernel = {"order rows to codes", function, 2 * kMostQuantizedOrder, 0};
-  kernel.words = kQuantizedWords;
-  return kernel;
+Kernel QuantizedOrdersKernel(Formats formats) {
+  return KernelFor(formats, [](auto known) {
+    const auto function = &QuantizedOrderRows<T, known()>;
+    Kernel kernel = {"order rows to codes", reinterpret_cast<const void*>(function), 2 * kMostQuantizedOrder, 0};
+    kernel.words = kQuantizedWords;
+    return kernel;
+  });
 }
 
 }  // namespace jax_hadacore::cuda

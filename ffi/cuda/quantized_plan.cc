@@ -29,15 +29,15 @@ bool IsOfPower(const Problem& p) {
 }
 
 // Else a block to a row at a time, and as many blocks as multiprocessors have registers for.
-Launch OrdersToCodes(const Problem& p, bool groups, const void* x, void* codes, const Gpu& gpu) {
-  if (const auto launch = CodesOnRing(p, groups, x, codes, gpu)) return *launch;
+Launch OrdersToCodes(const Problem& p, Formats formats, const void* x, void* codes, const Gpu& gpu) {
+  if (const auto launch = CodesOnRing(p, formats, x, codes, gpu)) return *launch;
   const int64_t order = p.n / kOfColumns, warps = DivideUp(order, 16), most_warps = kMostQuantizedOrder / 16;
   int64_t blocks = most_warps / warps, buffers = 2;
   const auto bytes = [&] { return 2 * p.n * buffers + kQuantizedExtra; };
   const auto fits = [&] { return blocks * (bytes() + kReserved) <= gpu.shared_bytes + kReserved; };
   if (!fits()) buffers = 1;
   while (!fits()) --blocks;
-  Launch launch = {p.dtype == Dtype::kF16 ? QuantizedOrdersKernel<F16>(groups) : QuantizedOrdersKernel<BF16>(groups),
+  Launch launch = {p.dtype == Dtype::kF16 ? QuantizedOrdersKernel<F16>(formats) : QuantizedOrdersKernel<BF16>(formats),
                    MakeWork(x, codes, p.rows, p.n, 1, 1, p.scale), std::min(p.rows, blocks * gpu.processors),
                    *FirstStepWords(p.factors[0], order / p.factors[0].order)};
   launch.kernel.threads = static_cast<int>(32 * warps);
@@ -49,9 +49,9 @@ Launch OrdersToCodes(const Problem& p, bool groups, const void* x, void* codes, 
   return launch;
 }
 
-Launch PowersToCodes(const Problem& p, bool groups, const void* x, void* codes, const Gpu& gpu) {
+Launch PowersToCodes(const Problem& p, Formats formats, const void* x, void* codes, const Gpu& gpu) {
   const auto find = p.dtype == Dtype::kF16 ? QuantizedRowsKernel<F16> : QuantizedRowsKernel<BF16>;
-  return OnRows(find(Log2(p.n), groups, gpu.shared_bytes), x, codes, p.rows, p.n, p.scale, gpu);
+  return OnRows(find(Log2(p.n), formats, gpu.shared_bytes), x, codes, p.rows, p.n, p.scale, gpu);
 }
 
 }  // namespace
@@ -70,7 +70,10 @@ Launch PlanCodes(const Problem& p, const Quantization& q, const void* x, const Q
   // A row is a group of its own, but not with the scales of 8 bits, which rows have no kernels for; with a scale that
   // is given any group will do: a row.
   const bool groups = q.scale != Scale::kGiven && (q.group < p.n || q.scale != Scale::kFloat32);
-  Launch launch = (p.factor_count == 0 ? PowersToCodes : OrdersToCodes)(p, groups, x, results.codes, gpu);
+  const Formats formats = !groups                       ? Formats::kOfRows
+                          : q.code == Code::kFloat4E2M1 ? Formats::kFloat4
+                                                        : Formats::kOfGroups;
+  Launch launch = (p.factor_count == 0 ? PowersToCodes : OrdersToCodes)(p, formats, x, results.codes, gpu);
   Work& work = launch.work;
   work.scales = results.scales;
   work.zero_points = results.zero_points;

@@ -8,13 +8,13 @@
 namespace jax_hadacore::cuda {
 
 // Stores codes and scales of a warp's consecutive fragments of sums, of which a lane's first element is the array's
-// number `first`; `inside` of a lane's fragments are in the array. kGroups: a row has several scales. May stop, and
-// says so, before anything is stored, where a result is as large as those of rows with something unsafe.
-template <int kBits, bool kGroups, bool kMayStop, int kFragments>
+// number `first`; of rows up to a fragment, `inside` of a lane's fragments are in the array, of others all. May stop,
+// and says so, before anything is stored, where a result is as large as those of rows with something unsafe.
+template <int kBits, Formats kFormats, bool kMayStop, int kFragments>
 __device__ __forceinline__ bool QuantizeFragments(const float (&sums)[kFragments][kSlots], const Work& work,
                                                   int64_t first, int inside = kFragments) {
   bool stopped = false;
-  ForFormat<kGroups>(work, [&](auto quantizer) {
+  ForFormat<kFormats>(work, [&](auto quantizer) {
     Results<kSlots> results[kFragments];
     Span spans[kFragments];
 #pragma unroll
@@ -30,17 +30,22 @@ __device__ __forceinline__ bool QuantizeFragments(const float (&sums)[kFragments
       }
     }
     Group groups[kFragments];
-    if constexpr (kBits > 8 && !kGroups) {  // the warp's one row
-      Span span[1] = {spans[0]};
+    if constexpr (kBits > 8 && kFormats == Formats::kOfRows) {
+      constexpr int kOfRow = (1 << kBits) / kFragment, kRows = kFragments / kOfRow;
+      Span span[kRows];
 #pragma unroll
-      for (int f = 1; f < kFragments; ++f) quantizer.Include(span[0], spans[f]);
-      quantizer.IncludeAll(span[0]);
-      Group group[1];
-      quantizer.FindGroups(group, span, [&](int) { return first >> kBits; }, [](int) { return Lane() == 0; });
+      for (int row = 0; row < kRows; ++row) {
 #pragma unroll
-      for (int f = 0; f < kFragments; ++f) groups[f] = group[0];
+        for (int f = 0; f < kOfRow; ++f) quantizer.Include(span[row], spans[row * kOfRow + f]);
+        quantizer.IncludeAll(span[row]);
+      }
+      Group group[kRows];
+      quantizer.FindGroups(
+          group, span, [&](int row) { return (first >> kBits) + row; }, [](int) { return Lane() == 0; });
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) groups[f] = group[f / kOfRow];
     } else {
-      const int group_bits = kGroups ? work.group_bits : kBits;
+      const int group_bits = kFormats == Formats::kOfRows ? kBits : work.group_bits;
       const int64_t first_group = first >> group_bits;
       quantizer.FindGroupsOfLanes(
           groups, spans, 1 << (group_bits - 3), [&](int f) { return first_group + (f * kFragment >> group_bits); },
@@ -54,45 +59,57 @@ __device__ __forceinline__ bool QuantizeFragments(const float (&sums)[kFragments
   return stopped;
 }
 
-// How many blocks of short rows are to fit on a multiprocessor: with 40, 64 and 128 registers for a thread.
-constexpr int ShortBlocksToFit(int fragments) { return BlocksToFit(fragments == 2 ? 12 : 64 / fragments); }
+// Transforms a warp's whole rows, in kFragments fragments, to codes; x is where the lane's elements begin. May stop as
+// QuantizeFragments does.
+template <typename T, int kBits, Formats kFormats, int kFragments, typename Matrices>
+__device__ __forceinline__ bool TransformToCodes(const uint4* x, const Work& work, int64_t first,
+                                                 const Matrices& matrices) {
+  Fragment<T> fragments[kFragments];
+#pragma unroll
+  for (int f = 0; f < kFragments; ++f) fragments[f].LoadOwn(x + f * kFragment / kSlots);
+  IssueLoads();
+  float v[kFragments][kSlots];
+  if constexpr (kBits <= 8) {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
+  } else {  // a row's highest bit together with those of its fragments
+    constexpr int kHalf = (1 << kBits) / kFragment / 2;
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+      if (!(f & kHalf))
+        Fragment<T>::TransformSumAndDifference(v[f], v[f + kHalf], fragments[f], fragments[f + kHalf], matrices);
+    Butterflies<1, kHalf>(v);
+  }
+  return QuantizeFragments < kBits, kFormats, kBits<8>(v, work, first);
+}
 
-template <typename T, typename Shape, bool kGroups>
+// How many blocks of short rows are to fit on a multiprocessor: with 64 and 128 registers for a thread.
+constexpr int ShortBlocksToFit(int fragments) { return BlocksToFit(64 / fragments); }
+
+template <typename T, typename Shape, Formats kFormats>
 __global__ void __launch_bounds__(Shape::kThreads, ShortBlocksToFit(Shape::kFragments))
     QuantizedShortRows(const Work work) {
-  constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments, kElements = kFragments * kFragment;
+  constexpr int kBits = Shape::kBits, kFragments = Shape::kFragments, kOfRow = Shape::kFragmentsOfRow;
   static_assert(kBits >= 5, "a lane's elements are of one row and one group, and whole rows end with a group of lanes");
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shape::kRowsPerBlock;
-  const int64_t first = (first_row << kBits) + (warp * kElements + kSlots * Lane());
+  int64_t first = (first_row << kBits) + (warp * kFragments * kFragment + kSlots * Lane());
+  const uint4* x = reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(work.x) + first);
   const int64_t end = work.count << kBits;
-  const uint4* const x = reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(work.x) + first);
   const typename Fragment<T>::template Matrices<kBits, true> matrices;
 
   WaitForPreviousLaunch();
-  const bool whole = kBits > 8 ? first < end : first - kSlots * Lane() + kElements <= end;
-  if (whole) {
-    Fragment<T> fragments[kFragments];
-#pragma unroll
-    for (int f = 0; f < kFragments; ++f) fragments[f].LoadOwn(x + f * kFragment / kSlots);
-    IssueLoads();
-    float v[kFragments][kSlots];
-    if constexpr (Segments<T>(kBits) == 2) {
-      constexpr int kHalf = kFragments / 2;
-#pragma unroll
-      for (int f = 0; f < kHalf; ++f)
-        Fragment<T>::TransformSumAndDifference(v[f], v[f + kHalf], fragments[f], fragments[f + kHalf], matrices);
-      Butterflies<1, kHalf>(v);
-    } else {
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f) fragments[f].Transform(v[f], matrices);
-      if constexpr (kBits > 8) Butterflies(v);
+  if (first - kSlots * Lane() + kFragments * kFragment <= end)
+    if (!TransformToCodes<T, kBits, kFormats, kFragments>(x, work, first, matrices)) return;
+  // The end of the array, or a row shows that it held something unsafe.
+  if constexpr (kBits > 8) {
+    if constexpr (kOfRow < kFragments) {
+#pragma unroll 1
+      for (; first < end; first += kOfRow * kFragment, x += kOfRow * kFragment / kSlots)
+        TransformToCodes<T, kBits, kFormats, kOfRow>(x, work, first, matrices);
     }
-    if (!QuantizeFragments < kBits, kGroups, kBits<8>(v, work, first)) return;
-  }
-  if constexpr (kBits <= 8) {
-    // The end of the array, or a row shows that it held something unsafe: one fragment after the other, as
-    // TransformCarefully does it. The second of two is not inside.
+  } else {
+    // One fragment after the other, as TransformCarefully does it. The second of two is not inside.
     const typename Fragment<T>::template Matrices<kBits> matrices_again;
 #pragma unroll 1
     for (int f = 0; f < kFragments; ++f) {
@@ -111,27 +128,27 @@ __global__ void __launch_bounds__(Shape::kThreads, ShortBlocksToFit(Shape::kFrag
       } else {
         fragment.Transform(v[0], matrices_again);
       }
-      QuantizeFragments<kBits, kGroups, false>(v, work, first + f * kFragment, inside);
+      QuantizeFragments<kBits, kFormats, false>(v, work, first + f * kFragment, inside);
     }
   }
 }
 
-template <typename T, typename Shape, bool kGroups>
+template <typename T, typename Shape, Formats kFormats>
 __global__ void __launch_bounds__(Shape::kThreads, BlocksToFit(Shape::kBlocksPerProcessor))
     QuantizedLongRows(const Work work) {
-  TransformLongRows<T, Quantized<kGroups>, Shape, true, false>(work, nullptr);
+  TransformLongRows<T, Quantized<kFormats>, Shape, true, false>(work, nullptr);
 }
 
-template <typename T, bool kGroups, int kBits, int kFragments>
+template <typename T, Formats kFormats, int kBits, int kFragments>
 Kernel MakeQuantizedRowsKernel(ShortRowsShape<kBits, kFragments> shape) {
-  const auto function = &QuantizedShortRows<T, ShortRowsShape<kBits, kFragments>, kGroups>;
+  const auto function = &QuantizedShortRows<T, ShortRowsShape<kBits, kFragments>, kFormats>;
   return KernelOf<T, true>(shape, "short rows to codes", reinterpret_cast<const void*>(function));
 }
 
-template <typename T, bool kGroups, int kBits, int kFragments, int kBlocks, typename E, typename R>
+template <typename T, Formats kFormats, int kBits, int kFragments, int kBlocks, typename E, typename R>
 Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> shape) {
   using Shape = LongRowsShape<kBits, kFragments, kBlocks, E, R>;
-  const auto function = &QuantizedLongRows<T, Shape, kGroups>;
+  const auto function = &QuantizedLongRows<T, Shape, kFormats>;
   Kernel kernel = KernelOf<T, true>(shape, "long rows to codes", reinterpret_cast<const void*>(function));
   kernel.shared_bytes = Shape::template kSharedBytesForCodes<typename Element<T>::Storage>;
   return kernel;
@@ -139,42 +156,46 @@ Kernel MakeQuantizedRowsKernel(LongRowsShape<kBits, kFragments, kBlocks, E, R> s
 
 // The shapes, which are those for many rows unless codes want other ones (docs/kernel.md). The longest row's exchange
 // takes as much memory in one part as in two of their own, and gives a thread 4 elements of a row and not 2.
-template <typename T, int kBits>
-struct QuantizedChoice
-    : Choice<std::conditional_t<(kBits <= 8), Short<kBits, 4>, typename RowsChoice<T, kBits>::Many>> {};
-template <typename T>
-struct QuantizedChoice<T, 11> : Choice<Short<11, 8>> {};
-template <typename T>
-struct QuantizedChoice<T, 12> : Choice<Long<12, 8, 10, Exchange<1>>> {};
-template <typename T>
-struct QuantizedChoice<T, 13> : Choice<Long<13, 8, 5, Exchange<1>>> {};
-template <typename T>
-struct QuantizedChoice<T, 15>
+template <typename T, int kBits, Formats kFormats>
+struct QuantizedChoice : Choice<std::conditional_t<(kBits <= 10), Short<kBits, kFormats == Formats::kFloat4 ? 8 : 4>,
+                                                   typename RowsChoice<T, kBits>::Many>> {};
+template <typename T, Formats kFormats>
+struct QuantizedChoice<T, 11, kFormats> : Choice<Short<11, 8>> {};
+template <typename T, Formats kFormats>
+struct QuantizedChoice<T, 12, kFormats> : Choice<Long<12, 8, 10, Exchange<1>>> {};
+template <typename T, Formats kFormats>
+struct QuantizedChoice<T, 13, kFormats> : Choice<Long<13, 8, 5, Exchange<1>>> {};
+template <typename T, Formats kFormats>
+struct QuantizedChoice<T, 15, kFormats>
     : Choice<Long<15, 8, 1, Exchange<1>, Staged<2, 90, kAnyTurns>>, Long<15, 8, 1, Exchange<2>>> {};
 
 template <typename T, int kBits>
-Kernel MakeQuantizedRowsKernel(bool groups, int64_t shared_bytes) {
-  using Row = QuantizedChoice<T, kBits>;
-  if constexpr (kBits < kMostQuantizedBits)
-    if (groups) return MakeQuantizedRowsKernel<T, true>(typename Row::Many{});
-  const Kernel many = MakeQuantizedRowsKernel<T, false>(typename Row::Many{});
-  return many.shared_bytes <= shared_bytes ? many : MakeQuantizedRowsKernel<T, false>(typename Row::Few{});
+Kernel MakeQuantizedRowsKernel(Formats formats, int64_t shared_bytes) {
+  return KernelFor(formats, [&](auto known) {
+    using Row = QuantizedChoice<T, kBits, known()>;
+    if constexpr (known() != Formats::kOfRows && kBits == kMostQuantizedBits) {
+      return Kernel{};
+    } else {
+      const Kernel many = MakeQuantizedRowsKernel<T, known()>(typename Row::Many{});
+      return many.shared_bytes <= shared_bytes ? many : MakeQuantizedRowsKernel<T, known()>(typename Row::Few{});
+    }
+  });
 }
 
 template <typename T, int... i>
-Kernel QuantizedRowsKernel(int bits, bool groups, int64_t shared_bytes, std::integer_sequence<int, i...>) {
+Kernel QuantizedRowsKernel(int bits, Formats formats, int64_t shared_bytes, std::integer_sequence<int, i...>) {
   Kernel kernel{};
   ((bits == kLeastQuantizedBits + i
-        ? void(kernel = MakeQuantizedRowsKernel<T, kLeastQuantizedBits + i>(groups, shared_bytes))
+        ? void(kernel = MakeQuantizedRowsKernel<T, kLeastQuantizedBits + i>(formats, shared_bytes))
         : void()),
    ...);
   return kernel;
 }
 
 template <typename T>
-Kernel QuantizedRowsKernel(int bits, bool groups, int64_t shared_bytes) {
+Kernel QuantizedRowsKernel(int bits, Formats formats, int64_t shared_bytes) {
   constexpr int kCount = kMostQuantizedBits - kLeastQuantizedBits + 1;
-  return QuantizedRowsKernel<T>(bits, groups, shared_bytes, std::make_integer_sequence<int, kCount>{});
+  return QuantizedRowsKernel<T>(bits, formats, shared_bytes, std::make_integer_sequence<int, kCount>{});
 }
 
 }  // namespace jax_hadacore::cuda

@@ -5,8 +5,8 @@
 
 namespace jax_hadacore::cuda {
 
-// A warp owns kFragments consecutive fragments: several rows, or one of kFragments * 256 elements, in which butterflies
-// across the fragments do the bits above the eighth.
+// A warp owns kFragments consecutive fragments: whole rows, which may have several fragments. Then butterflies across
+// these do the bits above the eighth.
 template <int kBits_, int kFragments_>
 struct ShortRowsShape {
   static constexpr int kBits = kBits_;
@@ -14,7 +14,8 @@ struct ShortRowsShape {
   static constexpr int kThreads = kFragments > 2 ? 64 : 128;
   static constexpr int kBlocksPerProcessor = kFragments > 2 ? 16 : 0;  // 0: ptxas chooses well
   static constexpr int kRowsPerBlock = (kThreads / 32 * kFragments * kFragment) >> kBits;
-  static_assert(kBits <= 8 || kFragments * kFragment == 1 << kBits, "a warp owns whole rows, or one long one");
+  static constexpr int kFragmentsOfRow = Max(1, (1 << kBits) / kFragment);
+  static_assert(kFragments % kFragmentsOfRow == 0, "a warp owns whole rows");
 };
 
 // The signs of a lane's slots, to apply before the transform or after it; neither where a kernel is not kSigned. Of
@@ -125,7 +126,8 @@ __device__ __forceinline__ void TransformShortRows(const Work& work, const uint3
 
   WaitForPreviousLaunch();
   const LaneSigns<T, Shape, kSigned> signs(work, words);
-  if constexpr (kBits > 8) {  // a warp has one row
+  if constexpr (kBits > 8) {
+    static_assert(Shape::kFragments == Shape::kFragmentsOfRow, "a warp has one row");
     if (first_row + warp < work.count) TransformWhole<T, Shape, kAligned>(x, y, work.float_scale, matrices, signs);
   } else {
     if (kAligned && first_row + Shape::kRowsPerBlock <= work.count)

@@ -54,6 +54,10 @@ struct WorkAndWords {
   alignas(64) uint32_t words[kWords];
 };
 
+// The formats of codes that one kernel is compiled for: those with a scale to each row; those with one to each group of
+// a row, but float4; float4, always with such groups.
+enum class Formats { kOfRows, kOfGroups, kFloat4 };
+
 // A kernel as a row of the launch table.
 struct Kernel {
   const char* name;

@@ -2,5 +2,5 @@
 #include "../quantized_rows.cuh"
 
 namespace jax_hadacore::cuda {
-template Kernel QuantizedRowsKernel<BF16>(int, bool, int64_t);
+template Kernel QuantizedRowsKernel<BF16>(int, Formats, int64_t);
 }  // namespace jax_hadacore::cuda

@@ -3,8 +3,8 @@
 #include "../quantized_orders.cuh"
 
 namespace jax_hadacore::cuda {
-template Kernel QuantizedOrdersKernel<F16>(bool);
-template Kernel QuantizedOrdersKernel<BF16>(bool);
-template Kernel QuantizedRingKernel<F16>(bool);
-template Kernel QuantizedRingKernel<BF16>(bool);
+template Kernel QuantizedOrdersKernel<F16>(Formats);
+template Kernel QuantizedOrdersKernel<BF16>(Formats);
+template Kernel QuantizedRingKernel<F16>(Formats);
+template Kernel QuantizedRingKernel<BF16>(Formats);
 }  // namespace jax_hadacore::cuda

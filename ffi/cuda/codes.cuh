@@ -158,9 +158,14 @@ class Quantizer {
 #pragma unroll
       for (const float value : v) most = max(most, __float_as_uint(value));
       span.above = __uint_as_float(most);
-    } else if constexpr (kAsymmetric) {
+    } else if constexpr (kAsymmetric) {  // so are those from 0 on, and as unsigned integers those below 0, less first
+      int above = 0;
+      uint32_t below = 0;
 #pragma unroll
-      for (const float value : v) span.Include<true>({value, -value});
+      for (const float value : v)
+        above = max(above, static_cast<int>(__float_as_uint(value))), below = max(below, __float_as_uint(value));
+      span.above = __uint_as_float(above);
+      span.below = below & kSign ? __uint_as_float(below ^ kSign) : 0;
     } else {
       span.above = fabsf(v[0]);
 #pragma unroll
@@ -242,6 +247,8 @@ class Quantizer {
   static __device__ __forceinline__ uint32_t Word(const Results<kCount>& results, const Group& group) {
     if constexpr (kFloat4) {
       return Float4(results, group);
+    } else if constexpr (kAsymmetric) {
+      return Int4WithZero(results.values, group);
     } else if constexpr (kCode == Code::kInt4) {
       return Int4(results.values, group);
     } else {
@@ -252,7 +259,7 @@ class Quantizer {
  private:
   static constexpr bool kFloat4 = kCode == Code::kFloat4E2M1, kGiven = kScale == Scale::kGiven;
   static constexpr bool kIntegers = kCode == Code::kInt8 || kCode == Code::kInt4;
-  static constexpr uint32_t kNan = 0x7fffffff, kSignsOfNibbles = 0x88888888;
+  static constexpr uint32_t kNan = 0x7fffffff, kSign = 0x80000000, kSignsOfNibbles = 0x88888888;
 
   __device__ __forceinline__ Group FindGroup(const Span& span, int64_t at, bool stores) const {
     if constexpr (kGiven) {
@@ -306,7 +313,7 @@ class Quantizer {
   static __device__ __forceinline__ uint32_t EightBits(const float (&values)[kCount], const Group& group) {
     float v[Max(kCount, 2)] = {};
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) v[i] = Limited(__fmul_rn(values[i], group.inverse), group);
+    for (int i = 0; i < kCount; ++i) v[i] = Limited(__fmul_rn(values[i], group.inverse));
     if constexpr (kIntegers) {
       if constexpr (kCount == 4) return PackInt8(v[0], v[1], PackInt8(v[2], v[3]));
       return PackInt8(v[0], v[1]);
@@ -318,17 +325,9 @@ class Quantizer {
   }
 
   // What is left is to be rounded, and NaN to become 0 where codes are integers.
-  static __device__ __forceinline__ float Limited(float v, const Group& group) {
-    if constexpr (kAsymmetric) {
-      return LimitedTo(-8, 7, (v + kRuler) - kRuler + group.zero);
-    } else if constexpr (kIntegers && kGiven) {
-      return LimitedTo(-LargestCode(kCode), LargestCode(kCode), v);
-    } else {
-      return v;
-    }
-  }
-  static __device__ __forceinline__ float LimitedTo(float least, float most, float v) {
-    return MaxOrNan(-MaxOrNan(-v, -most), least);
+  static __device__ __forceinline__ float Limited(float v) {
+    constexpr float kMost = LargestCode(kCode);
+    return kIntegers && kGiven ? MaxOrNan(-MaxOrNan(-v, -kMost), -kMost) : v;
   }
 
   template <int kCount>
@@ -339,27 +338,38 @@ class Quantizer {
     return (EightBits(even, group) & 0x0f0f0f0f) | (EightBits(odd, group) << 4 & 0xf0f0f0f0);
   }
 
+  // Codes with a zero point: as multiples of 1 from -8 on, between 0 and 15, which differ from the codes in their
+  // highest bit.
+  template <int kCount>
+  static __device__ __forceinline__ uint32_t Int4WithZero(const float (&values)[kCount], const Group& group) {
+    const auto rounded = [](float v) { return static_cast<int>(__float_as_uint(v + kRuler)); };
+    constexpr int kZero = static_cast<int>(0x4b400000);  // rounded(0)
+    const int least = rounded(group.zero) - kZero + 8 - kZero;
+    uint32_t word = 0;
+#pragma unroll
+    for (int i = kCount - 1; i >= 0; --i)
+      word = word * 16 + max(min(rounded(__fmul_rn(values[i], group.inverse)) + least, 15), 0);
+    return group.inverse == group.inverse ? word ^ kSignsOfNibbles >> (32 - 4 * kCount) : 0;
+  }
+
   // Codes of magnitudes: multiples of 1/2 up to 2, of 1 up to 4 and of 2 beyond. A sum with 2^23 - 2 is rounded to
-  // multiples of 1/2 up to 2^23 and of 1 beyond, so it serves a magnitude up to 4; and half of it from 2 on. In their
-  // bits, which go up by 1 from code to code, the lesser is right.
+  // multiples of 1/2 up to 2^23 and of 1 beyond, so it serves a magnitude up to 4; a sum of half of it with 2^23 serves
+  // from there on. In their bits, which go up by 1 from code to code, the lesser is right.
   template <int kCount>
   static __device__ __forceinline__ uint32_t Float4(const Results<kCount>& results, const Group& group) {
-    constexpr float kCorner = 0x1p23f - 2;
     constexpr uint32_t kOnes = 0x11111111u >> (32 - 4 * kCount), kZero = 0x4b000000 - 4;  // 2^23 is the code 4
-    // The product with a power of two is exact, and becomes a part of the sum; it is less than 8.
+    // The product with a power of two is exact, and becomes a part of the sum.
     constexpr bool kExact = kScale == Scale::kE8M0;
     uint32_t magnitudes = 0;
 #pragma unroll
     for (int i = kCount - 1; i >= 0; --i) {
       const float v = kExact ? results.values[i] : __fmul_rn(results.values[i], group.inverse);
       const float slope = kExact ? group.inverse : 1;
-      const uint32_t code = min(__float_as_uint(fmaf(v, slope, kCorner)),
-                                __float_as_uint(fmaf(v, 0.5f * slope, kCorner)) + 2);  // where 2^23 is the code 6
-      magnitudes = magnitudes * 16 + (kExact ? code : min(code, kZero + 7));
+      const uint32_t of_less = __float_as_uint(fmaf(v, slope, 0x1p23f - 2)),
+                     of_more = __float_as_uint(fmaf(v, 0.5f * slope, 0x1p23f));
+      magnitudes = magnitudes * 16 + min(min(of_less, of_more), kZero + 7);
     }
-    magnitudes -= kZero * kOnes;
-    if (kExact) magnitudes -= magnitudes >> 3 & kOnes;  // 8 becomes 7
-    const uint32_t codes = magnitudes | (results.signs & kSignsOfNibbles);
+    const uint32_t codes = (magnitudes - kZero * kOnes) | (results.signs & kSignsOfNibbles);
     return group.inverse == group.inverse ? codes : 0;
   }
 

@@ -36,7 +36,7 @@ bench() { timeout 400 jax-hadacore bench --full --json "$folder/bench.json" 2>&1
 
 dims() { timeout 100 jax-hadacore bench dims --json "$folder/dims.json" 2>&1; }
 
-fused() { timeout 100 jax-hadacore bench fused --json "$folder/fused.json" 2>&1; }
+fused() { timeout 300 jax-hadacore bench fused --json "$folder/fused.json" 2>&1; }
 
 inplace() { timeout 100 jax-hadacore bench --tables device --inplace --json "$folder/inplace.json" 2>&1; }
 

@@ -1,9 +1,9 @@
-// float8.cc: how codes.cuh rounds to float8 on GPUs without an instruction for it, those before sm_89.
+// float8.cc: how quantizer.cuh rounds to float8 on GPUs without an instruction for it, those before sm_89.
 #include "device.h"
 
 #define __CUDA_ARCH__ 860
 #define cuda before_sm89  // beside what the kernels are compiled to
-#include "cuda/codes.cuh"
+#include "cuda/quantizer.cuh"
 
 extern "C" void emulation_pack_float8(const float* values, int64_t count, bool e5m2, uint8_t* codes) {
   using namespace jax_hadacore::before_sm89;

@@ -15,7 +15,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the GPU
 suite() {
   local parallel=()
   if python3 -c 'import xdist' 2>/dev/null; then parallel=(-n 12 -p no:benchmark); fi
-  timeout 400 python3 -m pytest -q --require-gpu "${parallel[@]}" --ignore tests/test_gpu.py 2>&1
+  timeout 600 python3 -m pytest -q --require-gpu "${parallel[@]}" --ignore tests/test_gpu.py 2>&1
   # Arrays of tens of gigabytes: the pooling allocator would be left with holes too small for the next.
   XLA_PYTHON_CLIENT_ALLOCATOR=platform timeout 300 python3 -m pytest -q --require-gpu --durations 3 tests/test_gpu.py 2>&1
 }

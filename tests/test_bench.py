@@ -155,6 +155,11 @@ class TestOtherTables:
             assert min(times.values()) > 0
         assert set(program.loop_copies()) == {"hadamard", "elementwise"}
 
+    @pytest.mark.parametrize("name", ["hadamard", "elementwise"])
+    def test_a_call_copies_nothing(self, name):
+        compiled = jax.jit(program._OPERATIONS[name]).lower(jnp.ones((8, 64))).compile()
+        assert " copy" not in compiled.as_text()
+
     def test_thunks_of_a_dump(self, monkeypatch):
         def dump(command, *, env, cwd, **_):
             assert f"--xla_dump_to={cwd}" in env["XLA_FLAGS"]

@@ -80,7 +80,7 @@ __device__ __forceinline__ bool TransformToCodes(const uint4* x, const Work& wor
         Fragment<T>::TransformSumAndDifference(v[f], v[f + kHalf], fragments[f], fragments[f + kHalf], matrices);
     Butterflies<1, kHalf>(v);
   }
-  return QuantizeFragments < kBits, kFormats, kBits<8>(v, work, first);
+  return QuantizeFragments<kBits, kFormats, (kBits < 8)>(v, work, first);
 }
 
 // How many blocks of short rows are to fit on a multiprocessor: with 64 and 128 registers for a thread.

@@ -35,7 +35,7 @@ struct Work {
   float scale_rest;              // what float_scale lacks of the scale: n**-0.5 may be far from any float
   bool signs_last;               // they are applied after the transform
 
-  // Of kernels whose results are codes (codes.cuh):
+  // Of kernels whose results are codes (quantizer.cuh):
   void* scales;
   int8_t* zero_points;
   const float* given;

@@ -18,6 +18,7 @@ BUFFER = 3 << 16  # elements
 # Lengths and rows with which places of rings (order_ring.cuh, pair_ring.cuh) are used several times on 132
 # multiprocessors, 16-bit.
 RINGS = ((24576, 400), (9216, 1325), (11008, 1590), (9984, 664))
+STRIDES = (7, 80, 128, 200)  # of columns
 TYPES = ("float16", "bfloat16", "float32", "float64")
 POWERS = tuple(1 << bits for bits in range(17))
 # Every layout that the kernels of orders tell apart, and what is left to sums of a factor.
@@ -73,6 +74,11 @@ def main(types: list[str]) -> None:
                             y.unsafe_buffer_pointer() + offset,
                             workspace.unsafe_buffer_pointer(),
                         )
+        for n in (1 << bits for bits in range(3, {2: 9, 4: 8}.get(dtype.itemsize, 0))):
+            for stride in STRIDES:
+                problem = _cuda.Problem(getattr(_cuda.Dtype, dtype.name), n, 3 * stride, stride=stride)
+                for offset in (0, dtype.itemsize):
+                    _cuda.transform(problem, x.unsafe_buffer_pointer() + offset, y.unsafe_buffer_pointer() + offset)
         if dtype.itemsize == 2:
             quantize(dtype, x, y)
     print("done")

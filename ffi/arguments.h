@@ -18,6 +18,7 @@ namespace jax_hadacore {
 //   matrix (float64[])      in place of these, the entries of a single factor
 //   signs (uint32[])        packed signs of n elements; an operand of that type in place of it
 //   signs_last (bool)       apply the signs after the transform
+//   behind (int64)          of the dimensions before the last, as many as lie behind it in memory; for CUDA's transform
 class ProblemReader {
  public:
   ProblemReader(const xla::ffi::AnyBuffer& x, const xla::ffi::RemainingArgs& more,
@@ -28,6 +29,13 @@ class ProblemReader {
   xla::ffi::ErrorOr<Problem> Read(const xla::ffi::AnyBuffer& y) {
     Problem problem{};
     if (ReadProblem(problem) && CheckResult(y)) return problem;
+    return Error();
+  }
+
+  // The same where the last dimension may have others behind it.
+  xla::ffi::ErrorOr<Problem> ReadStrided(const xla::ffi::AnyBuffer& y) {
+    Problem problem{};
+    if (ReadProblem(problem) && CheckResult(y) && ReadStride(problem)) return problem;
     return Error();
   }
 
@@ -142,6 +150,19 @@ class ProblemReader {
     if (problem.signs && problem.rows > 0 && words != static_cast<size_t>(SignWords(problem.n)))
       return Fail("there must be " + std::to_string(SignWords(problem.n)) + " words of signs, got " +
                   std::to_string(words));
+    return true;
+  }
+
+  bool ReadStride(Problem& problem) {
+    int64_t behind = 0;
+    if (!Attribute("behind", behind)) return false;
+    const auto before = static_cast<int64_t>(x_.dimensions().size()) - 1;
+    if (behind < 0 || behind > before)
+      return Fail("behind must be from 0 to the " + std::to_string(before) + " dimensions before the last, got " +
+                  std::to_string(behind));
+    for (int64_t i = before - behind; i < before; ++i) problem.stride *= x_.dimensions()[static_cast<size_t>(i)];
+    if (behind > 0 && problem.n != x_.dimensions().back())
+      return Fail("a dimension with others behind it must be one transform, got n = " + std::to_string(problem.n));
     return true;
   }
 

@@ -22,8 +22,8 @@ struct Factor {
   const double* values;
 };
 
-// y[r] = scale * (F_0 (x) F_1 (x) H_{2^m}) x[r] for `rows` contiguous rows of n elements, n the product of the orders
-// and 2^m, the slowest index first; y == x is allowed.
+// y[r] = scale * (F_0 (x) F_1 (x) H_{2^m}) x[r] for `rows` rows of n elements, n the product of the orders and 2^m, the
+// slowest index first; y == x is allowed.
 struct Problem {
   Dtype dtype;
   int64_t n;
@@ -35,6 +35,8 @@ struct Problem {
   const uint32_t* signs = nullptr;
   bool signs_last = false;
   bool signs_on_device = false;  // in the memory that x is in, and not the host's
+  // 1 where rows are contiguous; else they are the columns of (n, stride) tiles, for those who take these (launch.h).
+  int64_t stride = 1;
 };
 
 // What is left of n for H: 2^m.

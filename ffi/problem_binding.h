@@ -25,7 +25,8 @@ inline void BindProblem(nanobind::module_& m) {
       .def(
           "__init__",
           [](Problem* self, Dtype dtype, int64_t n, int64_t rows, double scale, const std::vector<int64_t>& orders,
-             uintptr_t factors, uintptr_t matrix, uintptr_t signs, bool signs_last, bool signs_on_device) {
+             uintptr_t factors, uintptr_t matrix, uintptr_t signs, bool signs_last, bool signs_on_device,
+             int64_t stride) {
             Problem problem{dtype, n, rows, scale};
             const auto* words = reinterpret_cast<const uint32_t*>(factors);
             for (const int64_t order : orders) {
@@ -36,10 +37,11 @@ inline void BindProblem(nanobind::module_& m) {
             problem.signs = reinterpret_cast<const uint32_t*>(signs);
             problem.signs_last = signs_last;
             problem.signs_on_device = signs_on_device;
+            problem.stride = stride;
             new (self) Problem(problem);
           },
           "dtype"_a, "n"_a, "rows"_a, "scale"_a = 1.0, "orders"_a = std::vector<int64_t>{}, "factors"_a = 0,
-          "matrix"_a = 0, "signs"_a = 0, "signs_last"_a = false, "signs_on_device"_a = false);
+          "matrix"_a = 0, "signs"_a = 0, "signs_last"_a = false, "signs_on_device"_a = false, "stride"_a = 1);
 }
 
 }  // namespace jax_hadacore

@@ -1,6 +1,7 @@
 """hadamard_p: the linear primitive behind hadamard(), and its rules."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +23,10 @@ hadamard_p.def_impl(functools.partial(xla.apply_primitive, hadamard_p))
 
 # The CUDA kernel transforms 16-bit rows of a power of two up to this length in one pass.
 _CUDA_ONE_PASS = 32768
+# And the lengths, by the size of an element, at which it takes the last axis with others behind it in memory: as many
+# columns as these make are read in vectors of 16 bytes, and few would leave much of what is read unused.
+_CUDA_COLUMNS = {2: (8, 256), 4: (8, 128)}
+_LEAST_COLUMNS = 32
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def transform(
     matrix: StaticArray | None = None,
     transpose: bool = False,
     inplace: bool = False,
+    behind: int = 0,
 ) -> jax.Array:
     """Transforms blocks of the last axis.
 
@@ -61,6 +67,8 @@ def transform(
         matrix: the slowest factor in place of the orders of `decompose`: +-1 in int8, or float64.
         transpose: apply the adjoint.
         inplace: let the result take the operand's memory.
+        behind: of the axes before the last, as many as should lie behind it in memory, because the last was moved from
+            there. A kernel that can have them so saves two transpositions.
     """
     words = () if negative is None else (pack(negative),)
     static = StaticArray.of(words[0]) if words and isinstance(words[0], np.ndarray) else None
@@ -73,6 +81,7 @@ def transform(
         matrix=matrix,
         transpose=transpose,
         inplace=inplace,
+        behind=behind,
     )
 
 
@@ -123,14 +132,14 @@ def _hadamard_jvp(primals, tangents, **params):
 ad.primitive_jvps[hadamard_p] = _hadamard_jvp
 
 
-# Every axis but the last is a batch axis already, so only a mapped last axis has to move.
+# Every axis but the last is a batch axis already, so only a mapped last axis has to move, and one between those behind.
 def _hadamard_batch(args, dims, **params):
     x, *words = args
     mapped, *signs_mapped = dims
     if words and signs_mapped[0] is not None:
         x = x[None] if mapped is None else jnp.moveaxis(x, mapped, 0)
         return _signs_apart(x, jnp.moveaxis(words[0], signs_mapped[0], 0), **params), 0
-    if mapped == x.ndim - 1:
+    if mapped >= x.ndim - 1 - params["behind"]:
         x, mapped = jnp.moveaxis(x, mapped, 0), 0
     return hadamard_p.bind(x, *words, **params), mapped
 
@@ -144,8 +153,8 @@ def _signs_apart(x, words, *, length, transpose, **params):
     return with_signs(x, transform=call, negative=unpack(words, length), transpose=transpose)
 
 
-def _reference_impl(x, *words, scale, length, signs, matrix, transpose, inplace):
-    del inplace
+def _reference_impl(x, *words, scale, length, signs, matrix, transpose, inplace, behind):
+    del inplace, behind
     if signs is not None:
         words = (signs.value,)
     return _reference.transform(
@@ -161,15 +170,15 @@ def _reference_impl(x, *words, scale, length, signs, matrix, transpose, inplace)
 _lower_reference = mlir.lower_fun(_reference_impl, multiple_results=False)
 
 
-def _for_the_partitioner(x, *words, length, **params):
+def _for_the_partitioner(x, *words, length, behind, **params):
     """The same transform by calls that XLA's partitioner can split.
 
     It can split leading dimensions only, and would cut an operand that lacks them into pieces.
     """
     if words:
-        return _signs_apart(x, *words, length=length, **params)
+        return _signs_apart(x, *words, length=length, behind=behind, **params)
     blocks = x.reshape(*x.shape[:-1], x.shape[-1] // length, length)
-    return hadamard_p.bind(blocks, length=length, **params).reshape(x.shape)
+    return hadamard_p.bind(blocks, length=length, behind=0, **params).reshape(x.shape)
 
 
 _lower_for_the_partitioner = mlir.lower_fun(_for_the_partitioner, multiple_results=False)
@@ -182,6 +191,8 @@ def _lower_kernel(ctx, x, *words, platform, **params):
     if not is_local(ctx) and (words or params["length"] != aval.shape[-1]):
         return _lower_for_the_partitioner(ctx, x, *words, **params)
     factors = slow_factors(**params)
+    behind = params["behind"] if platform == "cuda" and _takes_columns(aval, factors, **params) else 0
+    layout = (*range(aval.ndim - 1 - behind), aval.ndim - 1, *range(aval.ndim - 1 - behind, aval.ndim - 1))[::-1]
     results = [aval]
     if platform == "cuda" and (
         workspace := _cuda_workspace(aval.dtype, params["length"], factors, signs=params["signs"] is not None)
@@ -189,11 +200,15 @@ def _lower_kernel(ctx, x, *words, platform, **params):
         results.append(aval.update(dtype=np.dtype(workspace)))
     call = jax.ffi.ffi_lowering(
         _ffi.HADAMARD_TARGET,
+        operand_layouts=[layout] if behind else None,
+        result_layouts=[layout] if behind else None,
         operand_output_aliases={0: 0} if params["inplace"] else None,
         # Signs are an operand only where there is nothing to shard.
         extra_attributes=None if words else sharding_attributes([aval], results),
     )
     attributes = call_attributes(aval.shape[-1], factors, has_operand=bool(words), **params)
+    if behind:
+        attributes["behind"] = np.int64(behind)
     return call(ctx.replace(avals_out=results), x, *words, **attributes)[:1]
 
 
@@ -206,6 +221,18 @@ def is_local(ctx):
     # A program that is exported for one device may be called in one that is sharded.
     exporting = ctx.module_context.lowering_parameters.for_export
     return not exporting and getattr(ctx.module_context.axis_context, "num_devices", None) == 1
+
+
+def _takes_columns(aval, factors, *, length, signs, behind, **_) -> bool:
+    """Whether the CUDA kernels transform the last axis where it lies, before the axes behind it."""
+    least, most = _CUDA_COLUMNS.get(aval.dtype.itemsize, (1, 0))
+    sizes = aval.shape[aval.ndim - 1 - behind : -1]
+    if factors or signs is not None or not (least <= length <= most and length == aval.shape[-1]):
+        return False
+    if not sizes or not all(isinstance(size, int) for size in sizes):
+        return False
+    columns = math.prod(sizes)
+    return columns >= _LEAST_COLUMNS and columns * aval.dtype.itemsize % 16 == 0
 
 
 def slow_factors(*, length, matrix, transpose, **_) -> list[np.ndarray]:

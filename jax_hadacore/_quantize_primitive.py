@@ -98,7 +98,7 @@ def _abstract_eval(x, *operands, quantizer, **params):
 def _two_steps(x, *operands, quantizer, **params):
     words, given = _told_apart(operands)
     wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-    y = hadamard_p.bind(wide, *words, inplace=False, **params)
+    y = hadamard_p.bind(wide, *words, inplace=False, behind=0, **params)
     return _quantize_reference.quantize(y.astype(jnp.float32), quantizer, given=given[0] if given else None)
 
 

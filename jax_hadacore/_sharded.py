@@ -142,7 +142,7 @@ def _transform_rows(x: jax.Array, *, scale: float) -> jax.Array:
     """Computes scale * H_K along the first axis, accumulated and rounded like the transform of the last."""
     rows = x.shape[0]
     if rows > _MAX_FUSED_ROWS or rows & (rows - 1):
-        y = _primitive.transform(jnp.moveaxis(x, 0, -1), scale=scale)
+        y = _primitive.transform(jnp.moveaxis(x, 0, -1), scale=scale, behind=x.ndim - 1)
         return jnp.moveaxis(y, -1, 0)
     accumulator = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     factor = np.asarray(scale, accumulator)

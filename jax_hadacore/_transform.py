@@ -236,6 +236,7 @@ def transform_last(y: jax.Array, *, task: Task, options: Options) -> jax.Array:
             matrix=options.matrix and options.matrix.entries,
             transpose=options.transpose,
             inplace=options.inplace,
+            behind=y.ndim - 1 - task.axis,
         )
         if minus is not None and fits_a_call(y, minus, task.n):
             return transform(y, negative=minus)

@@ -99,6 +99,7 @@ class ProblemStruct(ctypes.Structure):
         ("signs", ctypes.c_void_p),
         ("signs_last", ctypes.c_bool),
         ("signs_on_device", ctypes.c_bool),
+        ("stride", ctypes.c_int64),
     ]
 
 
@@ -113,7 +114,10 @@ def pack(negative):
 
 
 class Request(NamedTuple):
-    """What a kernel is asked for. `factors` are matrices of signs, or one of other values, the slowest first."""
+    """What a kernel is asked for. `factors` are matrices of signs, or one of other values, the slowest first.
+
+    With a stride the rows are the columns of (n, stride) tiles.
+    """
 
     dtype: np.dtype
     n: int
@@ -123,6 +127,7 @@ class Request(NamedTuple):
     signs: np.ndarray | None = None
     signs_last: bool = False
     signs_on_device: bool = False
+    stride: int = 1
 
     @property
     def has_values(self):
@@ -138,10 +143,15 @@ class Kernel:
     """Transforms the rows of an array that has guards around it; subclasses say where."""
 
     def __call__(self, x, scale=None, *, inplace=False, offsets=(0, 0), **more):
-        """`offsets` of operand and result from alignment are in elements; more: of a Request, or for the emulator."""
-        rows, n = x.shape
+        """`offsets` of operand and result from alignment are in elements; more: of a Request, or for the emulator.
+
+        x of three dimensions is tiles, whose columns are transformed.
+        """
+        _, n, *stride = x.shape
         of_request = {name: more.pop(name) for name in Request._fields if name in more}
-        request = Request(x.dtype, n, rows, n**-0.5 if scale is None else scale, **of_request)
+        if stride:
+            of_request["stride"] = stride[0]
+        request = Request(x.dtype, n, x.size // n, n**-0.5 if scale is None else scale, **of_request)
         operand = guarded(x.shape, x.dtype, offsets[0])
         operand.array[:] = x
         result = operand if inplace else guarded(x.shape, x.dtype, offsets[1])
@@ -308,6 +318,7 @@ class Emulator(Kernel):
     @contextlib.contextmanager
     def _problem(self, request):
         problem = ProblemStruct(DTYPES.index(request.dtype), request.n, request.rows, request.scale)
+        problem.stride = request.stride
         kept = []
 
         def address_of(array):
@@ -387,6 +398,7 @@ def native_problem(request):
         signs=0 if signs is None else signs.ctypes.data if isinstance(signs, np.ndarray) else address(signs),
         signs_last=request.signs_last,
         signs_on_device=request.signs_on_device,
+        stride=request.stride,
     )
 
 

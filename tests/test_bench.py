@@ -145,6 +145,16 @@ class TestOtherTables:
         long = alternatives._operations("gpu", Case(FLOAT32, 1 << 16, 1 << 16))
         assert set(long) == names - {"x @ H"}  # the matrix would take 16 GiB
 
+    def test_rows_of_another_axis(self):
+        (row,) = alternatives.axis_rows([Case(BFLOAT16, 64, 1 << 14)])
+        assert (row["n"], row["columns"]) == (64, 128)
+        assert set(row["microseconds"]) == {"hadamard", "transposed", "elementwise"}
+        assert min(row["microseconds"].values()) > 0
+
+    def test_cases_of_another_axis_have_all_columns(self):
+        selection = Selection("gpu", dtypes=["float32"], elements=[1 << 13])
+        assert [case.n for case in selection.axis()] == [8, 16, 32, 64]
+
     def test_program(self, monkeypatch):
         monkeypatch.setattr(program, "_CALLS", 30)
         monkeypatch.setattr(program, "_LOOP_ELEMENTS", {"cpu": 1 << 12})
@@ -275,6 +285,8 @@ class TestSweep:
             "3.00x",
             "64.0x",
             "kCustomCall [a thunk]",
+            "A jitted call on the axis before the last, of 128: microseconds",
+            "3.0x",
             "1.000 <= 1.02",
             "device a GPU",
         ):

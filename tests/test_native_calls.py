@@ -1,5 +1,6 @@
 """What a native call is given: the attributes and operands that ffi/arguments.h reads, and nothing else."""
 
+import functools
 import re
 
 import jax
@@ -147,6 +148,80 @@ class TestTracedSigns:
         # They may be called where the compiler shards.
         exported = export.export(jax.jit(self.f), platforms=["cuda"], disabled_checks=EXPORT_SAFETY_CHECKS)(X, draw(64))
         assert "tensor<2xui32>" not in re.search(rf"@{TARGET}\(.*", exported.mlir_module())[0]
+
+
+class TestAnotherAxis:
+    """Where CUDA kernels take columns as they lie, the call's layouts say so; elsewhere XLA transposes."""
+
+    @staticmethod
+    def layouts(function, *args, platform="cuda"):
+        """For each call what is behind its last dimension, and the dimensions from the fastest to the slowest."""
+        module = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).compiler_ir()
+        orders = [
+            re.findall(r"dense<\[([\d, ]*)\]>", found) for found in re.findall(r"_layouts = \[.*?\]>", str(module))
+        ]
+        operand, result = ([int(i) for i in order[0].split(",")] for order in orders)
+        assert operand == result
+        ((attributes, (shape,), _),) = calls_of(module)
+        return attributes.get("behind", 0), operand, shape
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("n", [4, 8, 64, 128, 256, 512])
+    def test_lengths(self, dtype, n):
+        x = jax.ShapeDtypeStruct((3, n, 40), dtype)
+        longest = {"float16": 256, "bfloat16": 256, "float32": 128, "float64": 0}[dtype.name]
+        behind, order, shape = self.layouts(lambda x: hadamard(x, axis=-2), x)
+        assert (behind, order) == ((1, [1, 2, 0]) if 8 <= n <= longest else (0, [2, 1, 0]))
+        assert shape.startswith(f"3x40x{n}x")
+
+    def test_every_axis(self):
+        x = jax.ShapeDtypeStruct((8, 16, 32, 64), np.float32)
+        for axis, expected in enumerate([(3, [2, 1, 0, 3]), (2, [2, 1, 3, 0]), (1, [2, 3, 1, 0]), (0, [3, 2, 1, 0])]):
+            assert self.layouts(lambda x, axis=axis: hadamard(x, axis=axis), x)[:2] == expected
+
+    @pytest.mark.parametrize("mapped", [0, 1, 2, 3])
+    def test_vmap(self, mapped):
+        # The columns stay what was behind the axis, wherever the mapped one comes from.
+        x = jax.ShapeDtypeStruct((5, 64, 64, 64), np.float32)
+        f = jax.vmap(lambda x: hadamard(x, axis=1), in_axes=mapped)
+        assert self.layouts(f, x)[:2] == (1, [2, 3, 1, 0])
+
+    def test_gradient(self):
+        x = jax.ShapeDtypeStruct((3, 64, 64), np.float32)
+        assert self.layouts(lambda x: jax.vjp(functools.partial(hadamard, axis=1), x)[1](x)[0], x)[:2] == (1, [1, 2, 0])
+
+    @pytest.mark.parametrize(
+        ("shape", "options"),
+        [
+            ((64, 31), {}),
+            ((24, 64), {}),
+            ((64, 64), {"block_size": 32}),
+            ((64, 64), {"signs": draw(64)}),
+            ((64, 64), {"matrix": [[1, 1], [1, -1]]}),
+        ],
+    )
+    def test_none_for_few_columns_orders_blocks_signs_and_matrices(self, shape, options):
+        behind, order, _ = self.layouts(lambda x: hadamard(x, axis=0, **options), normal(shape, np.float32))
+        assert (behind, order) == (0, [1, 0])
+
+    def test_nor_on_the_cpu(self):
+        x = normal((64, 64), np.float32)
+        assert self.layouts(lambda x: hadamard(x, axis=0), x, platform="cpu")[:2] == (0, [1, 0])
+
+    def test_the_compiler_shards_the_columns(self, cpu_devices):
+        mesh = Mesh(np.array(cpu_devices).reshape(2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+        x = jax.device_put(normal((4, 64, 64), np.float32), NamedSharding(mesh, P("a", None, "b")))
+        lowered = jax.jit(lambda x: hadamard(x, axis=1)).trace(x).lower(lowering_platforms=("cuda",))
+        assert 'num_batch_dims = "2"' in lowered.as_text()
+        ((attributes, (shape,), _),) = calls_of(lowered.compiler_ir())
+        assert (attributes["behind"], shape) == (1, "4x64x64xf32")
+
+    def test_symbolic_columns_are_transposed(self):
+        (size,) = export.symbolic_shape("c")
+        x = jax.ShapeDtypeStruct((64, size), np.float32)
+        f = jax.jit(lambda x: hadamard(x, axis=0))
+        exported = export.export(f, platforms=["cuda"], disabled_checks=EXPORT_SAFETY_CHECKS)(x)
+        assert "behind" not in exported.mlir_module()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,5 +1,5 @@
-// columns.cuh: the second pass of rows longer than 32768: the columns of (n, stride) tiles of float32 sums, for short
-// n.
+// columns.cuh: the columns of (n, stride) tiles of float32 numbers, for short n: the second pass of rows longer than
+// 32768, and float32 arrays whose last axis is another one.
 #pragma once
 
 #include "fragment.cuh"
@@ -12,16 +12,16 @@ constexpr int kColumnsThreads = 256;
 template <int kBits_>
 struct ColumnsShape {
   static constexpr int kN = 1 << kBits_;
-  static constexpr int kWidth = kN <= 8 ? 4 : 2;  // neighbouring columns, which a thread holds in registers
+  static constexpr int kWidth = ColumnsWidth(kBits_);  // neighbouring columns, which a thread holds in registers
   static constexpr int kColumnsPerBlock = kColumnsThreads * kWidth;
 };
 
-// Buffers are aligned to 16 bytes, and a block's columns are in one tile.
 template <typename Out, typename Shape>
 __global__ void __launch_bounds__(kColumnsThreads) Columns(const Work work) {
   using Storage = typename Element<Out>::Storage;
   constexpr int kN = Shape::kN, kWidth = Shape::kWidth;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * Shape::kColumnsPerBlock + threadIdx.x * kWidth;
+  if (column >= work.count) return;
   const int64_t origin = column / work.stride * work.stride * kN + column % work.stride;
   const float* x = static_cast<const float*>(work.x) + origin;
   Storage* y = static_cast<Storage*>(work.y) + origin;
@@ -33,7 +33,13 @@ __global__ void __launch_bounds__(kColumnsThreads) Columns(const Work work) {
   for (int i = 0; i < kN; ++i) LoadVector<kWidth>(v[i], x + i * work.stride);
   Butterflies(v);
 #pragma unroll
-  for (int i = 0; i < kN; ++i) Element<Out>::template Store<kWidth>(y + i * work.stride, v[i], scale);
+  for (int i = 0; i < kN; ++i) {
+    if constexpr (kWidth > 1) {
+      Element<Out>::template Store<kWidth>(y + i * work.stride, v[i], scale);
+    } else {
+      y[i * work.stride] = Element<Out>::Round(v[i][0] * scale);
+    }
+  }
 }
 
 template <typename Out, int kBits>
@@ -49,8 +55,11 @@ Kernel ColumnsKernel(int bits) {
     case 2: return MakeColumnsKernel<Out, 2>();
     case 3: return MakeColumnsKernel<Out, 3>();
     case 4: return MakeColumnsKernel<Out, 4>();
-    default: return MakeColumnsKernel<Out, kColumnsBits>();
+    case 5: return MakeColumnsKernel<Out, 5>();
   }
+  if constexpr (MostColumnsBits<Out>() > 5)
+    return bits == 6 ? MakeColumnsKernel<Out, 6>() : MakeColumnsKernel<Out, 7>();
+  return {};
 }
 
 }  // namespace jax_hadacore::cuda

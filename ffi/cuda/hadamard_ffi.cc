@@ -34,9 +34,12 @@ void Debug(const Problem& problem, const Buffers& buffers) {
 // record it into a command buffer.
 ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::RemainingArgs more_operands,
                     ffi::Result<ffi::AnyBuffer> y, ffi::RemainingRets more, ffi::Dictionary attributes) {
-  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more_operands, attributes).Read(*y);
+  const ffi::ErrorOr<Problem> problem = ProblemReader(x, more_operands, attributes).ReadStrided(*y);
   if (problem.has_error()) return problem.error();
   if (problem->rows == 0) return ffi::Error::Success();
+  if (!TakesStride(*problem))
+    return ffi::Error::InvalidArgument("jax_hadacore: the kernels cannot transform a dimension of " +
+                                       std::to_string(problem->n) + " elements with others behind it");
 
   void* workspace = nullptr;
   if (NeedsWorkspace(*problem)) {

@@ -1,6 +1,8 @@
 // kernels.h: the kernels that the instances provide, looked up by the host.
 #pragma once
 
+#include <type_traits>
+
 #include "order_ring.h"
 #include "work.h"
 
@@ -50,14 +52,33 @@ Kernel QuantizedOrdersKernel(Formats formats);
 extern template Kernel QuantizedOrdersKernel<F16>(Formats);
 extern template Kernel QuantizedOrdersKernel<BF16>(Formats);
 
-// Columns of 2^bits <= 2^kColumnsBits float32 sums, in registers; buffers are aligned to 16 bytes.
-constexpr int kColumnsBits = 5;
+// Columns of 2^bits float32 sums, in registers, of which a thread has ColumnsWidth beside each other, in one tile.
+// Buffers are aligned to 16 bytes.
+constexpr int ColumnsWidth(int bits) { return bits <= 3 ? 4 : bits <= 5 ? 2 : 1; }
+template <typename Out>
+constexpr int MostColumnsBits() {
+  return std::is_same_v<Out, float> ? 7 : 5;
+}
 template <typename Out>
 Kernel ColumnsKernel(int bits);
 
 extern template Kernel ColumnsKernel<F16>(int);
 extern template Kernel ColumnsKernel<BF16>(int);
 extern template Kernel ColumnsKernel<float>(int);
+
+// Columns of 2^bits 16-bit elements, by pieces that are so many columns wide (strided_rows.cuh); a block has `pieces`.
+struct StridedKernel {
+  Kernel kernel;
+  int columns, pieces;
+};
+template <typename T>
+StridedKernel FindStridedKernel(int bits);
+
+extern template StridedKernel FindStridedKernel<F16>(int);
+extern template StridedKernel FindStridedKernel<BF16>(int);
+
+// The lengths of columns that a problem may have; float32 ones longer than this would not fit into registers.
+constexpr int64_t kLeastStrided = 8, kMostStrided16 = 256, kMostStrided32 = 128;
 
 // Vectors of any stride, up to kSharedVector elements, by butterflies in shared memory: rows of doubles, and columns.
 constexpr int64_t kSharedVector = 8192;

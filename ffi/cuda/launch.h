@@ -25,6 +25,9 @@ constexpr int64_t kLeastShared = 99 * 1024;
 // problem alone, when a program is lowered.
 bool NeedsWorkspace(const Problem& problem);
 
+// Whether there are kernels for a problem's stride: for any in a range of lengths, without orders or signs.
+bool TakesStride(const Problem& problem);
+
 struct Buffers {
   const void* x;
   void* y;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -75,10 +76,32 @@ Launch OnRows(const RowsKernels& kernels, const void* x, void* y, int64_t rows, 
   return OnRows(few ? kernels.few : kernels.many, x, y, rows, n, scale, gpu);
 }
 
-// The launch of a kernel on the columns of (n, stride) tiles; all of a block's are in one tile.
-Launch OnColumns(const Kernel& kernel, const void* x, void* y, int64_t tiles, int64_t n, int64_t stride, double scale) {
-  const int64_t per_block = std::min(kernel.per_block, stride);
-  return {kernel, MakeWork(x, y, tiles * stride, n, stride, per_block, scale), tiles * stride / per_block, {}};
+// The launch on the columns of (n, stride) tiles of A, up to kSharedVector long.
+template <typename A, typename Out>
+Launch OnColumns(const void* x, void* y, int64_t tiles, int64_t n, int64_t stride, double scale) {
+  const int64_t columns = tiles * stride;
+  const auto launch = [&](const Kernel& kernel, int64_t per_block) -> Launch {
+    return {kernel, MakeWork(x, y, columns, n, stride, per_block, scale), DivideUp(columns, per_block), {}};
+  };
+  if constexpr (std::is_same_v<A, float>) {
+    const int bits = Log2(n);
+    if (bits > 0 && bits <= MostColumnsBits<Out>() && stride % ColumnsWidth(bits) == 0 && Aligned(x, y)) {
+      const Kernel kernel = ColumnsKernel<Out>(bits);
+      return launch(kernel, kernel.per_block);
+    }
+  }
+  const Kernel kernel = SharedKernel<A, Out>(n);
+  return launch(kernel, std::gcd(kernel.per_block, stride));  // all of a block's are in one tile
+}
+
+// The launch on columns of 16-bit elements.
+template <typename T>
+Launch OnStridedRows(const Problem& p, const Buffers& b) {
+  const auto [kernel, columns, pieces] = FindStridedKernel<T>(Log2(p.n));
+  Launch launch = {kernel, MakeWork(b.x, b.y, p.rows, p.n, p.stride, columns, p.scale), 0, {}};
+  launch.work.aligned = Aligned(b.x, b.y) && p.stride % 8 == 0;
+  launch.blocks = DivideUp(p.rows / p.stride * DivideUp(p.stride, columns), pieces);
+  return launch;
 }
 
 // What the kernels of a type take and give, one pass after the other. Sums are kept in `between`, which may be x or y.
@@ -103,7 +126,7 @@ struct Passes {
     const int64_t parts = n / kOnePass;
     launches.push_back(OnRows(FindRowsKernels<T, float>(Log2(kOnePass), Aligned(x, between)), x, between, rows * parts,
                               kOnePass, 1, gpu));
-    launches.push_back(Last(between, y, rows, parts, kOnePass, scale));
+    launches.push_back(OnColumns<float, T>(between, y, rows, parts, kOnePass, scale));
   }
 
   // And of sums.
@@ -116,15 +139,7 @@ struct Passes {
     const int64_t part = std::min(n, kOnePass);
     launches.push_back(OnRows(FindRowsKernels<float, float>(Log2(part), Aligned(sums, sums)), sums, sums,
                               rows * (n / part), part, 1, gpu));
-    launches.push_back(Last(sums, y, rows, n / part, part, scale));
-  }
-
- private:
-  static Launch Last(const void* sums, void* y, int64_t rows, int64_t parts, int64_t part, double scale) {
-    const int bits = Log2(parts);
-    const bool in_registers = bits > 0 && bits <= kColumnsBits && Aligned(sums, y);
-    return OnColumns(in_registers ? ColumnsKernel<T>(bits) : SharedKernel<float, T>(parts), sums, y, rows, parts, part,
-                     scale);
+    launches.push_back(OnColumns<float, T>(sums, y, rows, n / part, part, scale));
   }
 };
 
@@ -141,7 +156,7 @@ struct Passes<double> {
     }
     const int64_t parts = n / kSharedVector;
     launches.push_back(OnRows(kernel(kSharedVector), x, between, rows * parts, kSharedVector, 1, gpu));
-    launches.push_back(OnColumns(kernel(parts), between, y, rows, parts, kSharedVector, scale));
+    launches.push_back(OnColumns<double, double>(between, y, rows, parts, kSharedVector, scale));
   }
 
   static void OfSums(std::vector<Launch>& launches, void* sums, void* y, int64_t rows, int64_t n, double scale,
@@ -223,6 +238,15 @@ void ApplySigns(std::vector<Launch>& launches, const Problem& p, const void* x, 
 // One pass after the other, what comes first in the row's sum first.
 template <typename T, typename Storage>
 std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (p.stride > 1) {
+      if constexpr (std::is_same_v<T, float>) {
+        return {OnColumns<float, float>(b.x, b.y, p.rows / p.stride, p.n, p.stride, p.scale)};
+      } else {
+        return {OnStridedRows<T>(p, b)};
+      }
+    }
+  }
   if (OnePassOfOrders(p, gpu.shared_bytes)) return {OnOrders(p, b, gpu)};
   if constexpr (!std::is_same_v<T, double>)
     if (auto launch = OnSignedRows<T>(p, b, gpu)) return {*std::move(launch)};
@@ -250,6 +274,12 @@ std::vector<Launch> PlanFor(const Problem& p, const Buffers& b, const Gpu& gpu) 
 }
 
 }  // namespace
+
+bool TakesStride(const Problem& p) {
+  const bool is_power = p.n > 0 && !(p.n & (p.n - 1)), plain = p.factor_count == 0 && !p.signs;
+  return p.stride == 1 || (is_power && plain && p.dtype != Dtype::kF64 && p.n >= kLeastStrided &&
+                           p.n <= (Is16Bit(p) ? kMostStrided16 : kMostStrided32));
+}
 
 bool NeedsWorkspace(const Problem& problem) {
   if (problem.factor_count == 0) return Is16Bit(problem) && problem.n > kOnePass;

@@ -29,6 +29,7 @@ Measures, and prints a table of:
   alternatives  time of a call of XLA's alternatives: x @ H, two factors, a butterfly
   program       what a jitted call costs end to end, and the thunks that XLA made of it
   peers         device time of PyTorch's packages, where they are installed
+  axis          time of a call on the axis before the last, beside one that transposes
   errors        the error in roundings, for every length and dtype
 
 Cold: buffers that together exceed the caches take turns. Warm: the same buffers every time.
@@ -200,6 +201,9 @@ def _table(name: str, selection: Selection, *, inplace: bool) -> _Work:
     if name == "alternatives":
         cases = selection.alternatives()
         return _Work(name, len(cases), alternatives.rows(platform, cases))
+    if name == "axis":
+        cases = selection.axis()
+        return _Work(name, len(cases), alternatives.axis_rows(cases))
     if name == "program":
         cases = selection.program()
         return _Work(name, len(cases), program.rows(platform, cases))
@@ -255,7 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dtype", nargs="+", choices=DTYPES, metavar="DTYPE", help=", ".join(DTYPES))
     sweep.add_argument("--n", nargs="+", type=_length, metavar="N", help="lengths, such as 4096 or 2^12")
     sweep.add_argument(
-        "--elements", nargs="+", type=_elements, metavar="E", help="elements of a call, of device, peers, alternatives"
+        "--elements",
+        nargs="+",
+        type=_elements,
+        metavar="E",
+        help="elements of a call, of device, peers, alternatives, axis",
     )
     sweep.add_argument("--inplace", action="store_true", help="device: results replace operands")
     sweep.add_argument("--json", type=Path, metavar="FILE", help="store what is measured, as it comes")

@@ -115,6 +115,11 @@ _ALTERNATIVES = {
     ("cpu", False): Choice(["float32"], [128, 1024, 4096], [1 << 20]),
     ("cpu", True): Choice(["float32", "bfloat16"], _powers(6, 13), [1 << 22]),
 }
+_AXIS = {
+    "gpu": Choice(["bfloat16", "float32"], _powers(3, 8), [1 << 28]),
+    "cpu": Choice(["float32"], [32, 64], [1 << 20]),
+}
+COLUMNS = 128  # that lie behind an axis which is not the last, as the numbers of a head do behind the heads
 _PROGRAM = {
     False: [(128, 1 << 13), (128, 1 << 12), (8192, 1 << 13), (4096, 1 << 21)],
     True: [(128, 1 << 13), (128, 1 << 12), (8192, 1 << 13), (4096, 1 << 21), (128, 1 << 25)],
@@ -142,6 +147,11 @@ class Selection:
     def alternatives(self) -> list[Case]:
         """The cases of XLA's alternatives."""
         return self._narrowed(_ALTERNATIVES[self.platform, self.full]).cases()
+
+    def axis(self) -> list[Case]:
+        """The cases of an axis that is not the last, whole tables of its columns."""
+        cases = self._narrowed(_AXIS[self.platform]).cases()
+        return [case for case in cases if case.elements >= case.n * COLUMNS]
 
     def program(self) -> list[Case]:
         """The cases of the jitted programs."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-SWEPT = ("device", "alternatives", "program", "peers", "errors")  # the tables of a sweep
+SWEPT = ("device", "alternatives", "program", "peers", "axis", "errors")  # the tables of a sweep
 FUSED = ("fused", "two steps", "layers")  # those of quantised results
 # The lists of rows in a file, beside the environment that they were measured in.
 TABLES = (*SWEPT, "dims", *FUSED)

@@ -46,6 +46,7 @@ def _parts(data: dict) -> Iterator[str | Table]:
         yield "\n  ".join(["Thunks of three transforms with elementwise operations between them:", *thunks]) + "\n"
     if copies := data.get("copies"):
         yield f"Copies in the HLO of a loop: {', '.join(f'{name} {count}' for name, count in copies.items())}\n"
+    yield from _axis(data.get("axis", []))
     yield from _errors(data.get("errors", []))
     yield from _dims(data.get("dims", []))
     yield from _fused(data.get("fused", []))
@@ -79,8 +80,17 @@ def _peers(rows: Sequence[dict]) -> Iterator[str | Table]:
 
 
 def _alternatives(rows: Sequence[dict]) -> Iterator[str | Table]:
+    yield from _calls("A jitted call", rows)
+
+
+def _axis(rows: Sequence[dict]) -> Iterator[str | Table]:
+    for columns, some in groups(rows, "columns"):
+        yield from _calls(f"A jitted call on the axis before the last, of {columns}", some)
+
+
+def _calls(title: str, rows: Sequence[dict]) -> Iterator[str | Table]:
     if rows:
-        yield "A jitted call: microseconds, and times the transform's"
+        yield f"{title}: microseconds, and times the transform's"
         names = list(dict.fromkeys(name for row in rows for name in row["microseconds"]))
         table = _table("dtype", "n", "elements", "", *names)
         for row in rows:

@@ -285,6 +285,10 @@ class Emulator(Kernel):
         with self._problem(request) as problem:
             return bool(self._library.emulation_needs_workspace(problem))
 
+    def takes_stride(self, request):
+        with self._problem(request) as problem:
+            return bool(self._library.emulation_takes_stride(problem))
+
     def _run(self, request, buffers, schedule):
         with self._problem(request) as problem:
             failure = self._library.emulation_run(

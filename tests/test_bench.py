@@ -17,7 +17,7 @@ from bench_run import bench, stored_run
 from oracle import transform
 
 from jax_hadacore import _cli, _ffi
-from jax_hadacore.bench import alternatives, command, device, environment, errors, grid, peers, program, store
+from jax_hadacore.bench import alternatives, axis, command, device, environment, errors, grid, peers, program, store
 from jax_hadacore.bench.grid import Case, Replays, Selection
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -146,14 +146,22 @@ class TestOtherTables:
         assert set(long) == names - {"x @ H"}  # the matrix would take 16 GiB
 
     def test_rows_of_another_axis(self):
-        (row,) = alternatives.axis_rows([Case(BFLOAT16, 64, 1 << 14)])
+        (row,) = axis.rows("cpu", [Case(BFLOAT16, 64, 1 << 14)])
         assert (row["n"], row["columns"]) == (64, 128)
+        assert "ratio" not in row
         assert set(row["microseconds"]) == {"hadamard", "transposed", "elementwise"}
         assert min(row["microseconds"].values()) > 0
 
     def test_cases_of_another_axis_have_all_columns(self):
         selection = Selection("gpu", dtypes=["float32"], elements=[1 << 13])
         assert [case.n for case in selection.axis()] == [8, 16, 32, 64]
+
+    def test_device_times_of_columns(self, gpu):
+        (row,) = axis.rows("gpu", [Case(BFLOAT16, 64, 1 << 14)])
+        assert row["ratio"] == pytest.approx(0.5)
+        assert len(gpu) == 1
+        (row,) = axis.rows("gpu", [Case(BFLOAT16, 512, 1 << 17)])
+        assert "ratio" not in row
 
     def test_program(self, monkeypatch):
         monkeypatch.setattr(program, "_CALLS", 30)
@@ -287,6 +295,7 @@ class TestSweep:
             "kCustomCall [a thunk]",
             "A jitted call on the axis before the last, of 128: microseconds",
             "3.0x",
+            " 90 %",
             "1.000 <= 1.02",
             "device a GPU",
         ):

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 from cases import DTYPES, assert_same_bits, lengths, normal
+from kernels import Request
+from oracle import paley
+
+from jax_hadacore._primitive import _CUDA_COLUMNS
 
 FLOAT16, BFLOAT16, FLOAT32, _ = DTYPES
 LENGTHS = {FLOAT16: (8, 16, 32, 64, 128, 256), BFLOAT16: (8, 16, 32, 64, 128, 256), FLOAT32: (8, 16, 32, 64, 128)}
@@ -53,6 +57,15 @@ def test_non_finite_values_stay_in_their_column(kernel, dtype, n, value):
     assert not np.isfinite(y[0][:, bad].astype(np.float32)).any()
     assert_same_bits(y[1], clean[1])
     assert_same_bits(np.delete(y[0], bad, -1), np.delete(clean[0], bad, -1))
+
+
+def test_calls_are_given_what_the_kernels_take(emulator):
+    for dtype in DTYPES:
+        least, most = _CUDA_COLUMNS.get(dtype.itemsize, (0, -1))
+        for n in (2**k for k in range(12)):
+            assert emulator.takes_stride(Request(dtype, n, 64, stride=64)) == (least <= n <= most)
+    assert not emulator.takes_stride(Request(FLOAT32, 64, 64, stride=64, signs=np.ones(64)))
+    assert not emulator.takes_stride(Request(FLOAT32, 24, 64, stride=64, factors=(paley(12),)))
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)

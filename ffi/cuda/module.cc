@@ -61,6 +61,7 @@ NB_MODULE(_cuda, m) {
   BindQuantization(m);
   m.def("needs_workspace", cuda::NeedsWorkspace, "problem"_a,
         "Whether a transform needs a workspace of the operand's shape, of float32 or, for float64, of that.");
+  m.def("takes_stride", cuda::TakesStride, "problem"_a, "Whether there are kernels for a problem's stride.");
   m.def("measure", Measure, "problem"_a, "x"_a, "y"_a, "workspace"_a = 0, "sets"_a = 1, "launches"_a = 1,
         "replays"_a = 10,
         "Milliseconds of the transform, a copy kernel and cudaMemcpyAsync on buffers at device addresses.");

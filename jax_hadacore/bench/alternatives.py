@@ -4,13 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from .._transform import hadamard
-from .grid import COLUMNS, Case
+from .grid import Case
 
 # elements * n of the largest dense product that is measured: seconds of work.
 _DENSE = {"gpu": 1 << 43, "cpu": 1 << 35}
@@ -25,23 +24,6 @@ def rows(platform: str, cases: Iterable[Case]) -> Generator[dict]:
     """The time of a call of each alternative, one call's result being the next one's operand."""
     for case in cases:
         yield {**case.row(cold=case.exceeds_caches), "microseconds": times(case, _operations(platform, case))}
-
-
-def axis_rows(cases: Iterable[Case]) -> Generator[dict]:
-    """The time of a call on the axis before the last, beside one that moves it to the end and back."""
-
-    def transposed(x):
-        return jnp.moveaxis(hadamard(jnp.moveaxis(x, -2, -1)), -1, -2)
-
-    operations = {"hadamard": partial(hadamard, axis=-2), "transposed": transposed, "elementwise": jnp.negative}
-    for case in cases:
-        shape = (case.elements // (case.n * COLUMNS), case.n, COLUMNS)
-        x = jax.random.normal(jax.random.key(0), shape, case.dtype)
-        yield {
-            **case.row(cold=case.exceeds_caches),
-            "columns": COLUMNS,
-            "microseconds": {name: microseconds(jax.jit(operation), x) for name, operation in operations.items()},
-        }
 
 
 def beside_dense(case: Case) -> dict[str, float]:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import _ffi
 from .._orders import decompose
-from . import alternatives, device, dims, errors, fused, peers, program, tables
+from . import alternatives, axis, device, dims, errors, fused, peers, program, tables
 from .environment import environment
 from .grid import DTYPES, Selection
 from .store import SWEPT, Results, StoreError, load
@@ -29,7 +29,7 @@ Measures, and prints a table of:
   alternatives  time of a call of XLA's alternatives: x @ H, two factors, a butterfly
   program       what a jitted call costs end to end, and the thunks that XLA made of it
   peers         device time of PyTorch's packages, where they are installed
-  axis          time of a call on the axis before the last, beside one that transposes
+  axis          time of a call on the axis before the last, beside one that transposes; on a GPU device time
   errors        the error in roundings, for every length and dtype
 
 Cold: buffers that together exceed the caches take turns. Warm: the same buffers every time.
@@ -203,7 +203,7 @@ def _table(name: str, selection: Selection, *, inplace: bool) -> _Work:
         return _Work(name, len(cases), alternatives.rows(platform, cases))
     if name == "axis":
         cases = selection.axis()
-        return _Work(name, len(cases), alternatives.axis_rows(cases))
+        return _Work(name, len(cases), axis.rows(platform, cases))
     if name == "program":
         cases = selection.program()
         return _Work(name, len(cases), program.rows(platform, cases))

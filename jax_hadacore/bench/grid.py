@@ -116,8 +116,8 @@ _ALTERNATIVES = {
     ("cpu", True): Choice(["float32", "bfloat16"], _powers(6, 13), [1 << 22]),
 }
 _AXIS = {
-    "gpu": Choice(["bfloat16", "float32"], _powers(3, 8), [1 << 28]),
-    "cpu": Choice(["float32"], [32, 64], [1 << 20]),
+    "gpu": [Choice(["bfloat16"], _powers(3, 8), [1 << 28, 1 << 25]), Choice(["float32"], _powers(3, 7), [1 << 28])],
+    "cpu": [Choice(["float32"], [32, 64], [1 << 20])],
 }
 COLUMNS = 128  # that lie behind an axis which is not the last, as the numbers of a head do behind the heads
 _PROGRAM = {
@@ -150,8 +150,8 @@ class Selection:
 
     def axis(self) -> list[Case]:
         """The cases of an axis that is not the last, whole tables of its columns."""
-        cases = self._narrowed(_AXIS[self.platform]).cases()
-        return [case for case in cases if case.elements >= case.n * COLUMNS]
+        cases = [case for choice in _AXIS[self.platform] for case in self._narrowed(choice).cases()]
+        return [case for case in dict.fromkeys(cases) if case.elements >= case.n * COLUMNS]
 
     def program(self) -> list[Case]:
         """The cases of the jitted programs."""

@@ -92,14 +92,16 @@ def _calls(title: str, rows: Sequence[dict]) -> Iterator[str | Table]:
     if rows:
         yield f"{title}: microseconds, and times the transform's"
         names = list(dict.fromkeys(name for row in rows for name in row["microseconds"]))
-        table = _table("dtype", "n", "elements", "", *names)
+        ratios = ["of the copy"] if any("ratio" in row for row in rows) else []
+        table = _table("dtype", "n", "elements", "", *names, *ratios)
         for row in rows:
             times = row["microseconds"]
             cells = [
                 f"{_micros(times[name])} [dim]{times[name] / times['hadamard']:5.1f}x" if name in times else ""
                 for name in names
             ]
-            table.add_row(*_case(row), *cells)
+            percent = [f"{100 * row['ratio']:.0f} %" if "ratio" in row else "-" for _ in ratios]
+            table.add_row(*_case(row), *cells, *percent)
         yield table
 
 

@@ -67,6 +67,8 @@ int emulation_plan(const Problem* problem, const Machine* machine, int inplace, 
 
 int emulation_needs_workspace(const Problem* problem) { return cuda::NeedsWorkspace(*problem); }
 
+int emulation_takes_stride(const Problem* problem) { return cuda::TakesStride(*problem); }
+
 // Runs the transform and returns what went wrong, or an empty string.
 const char* emulation_run(const Problem* problem, const void* x, void* y, void* workspace, const Machine* machine) {
   constexpr size_t kItemSizes[] = {2, 2, 4, 8};

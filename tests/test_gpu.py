@@ -60,6 +60,15 @@ def test_more_than_2_to_32_elements(dtype, n, inplace):
     assert all(equal)
 
 
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
+def test_more_than_2_to_32_elements_in_columns(dtype):
+    x = _scattered(dtype, 8, 2**29 + 64)
+    y = jax.jit(functools.partial(jax_hadacore.hadamard, axis=0))(x)
+    for first in (0, 2**28 - 32, 2**29 - 32, 2**29):
+        actual, piece = (np.asarray(jax.lax.dynamic_slice_in_dim(a, first, 64, axis=1)) for a in (y, x))
+        assert_same_bits(actual.T, np.asarray(jax_hadacore.hadamard(piece.T)))
+
+
 @dtypes
 @lengths(16, 1024, 4096, 8192, 16384, 32768)
 def test_bits_do_not_depend_on_the_number_of_rows(n, dtype):

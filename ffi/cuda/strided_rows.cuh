@@ -71,13 +71,13 @@ __global__ void __launch_bounds__(Shape::kThreads) StridedRows(const Work work) 
   static_assert(kRowsAtOnce <= kN);
   extern __shared__ uint4 shared_memory[];
 
-  const auto stride = static_cast<uint32_t>(work.stride);
-  const uint32_t pieces = (stride + Shape::kColumns - 1) / Shape::kColumns;  // of a tile
+  // There are fewer pieces than 2^32, whose division is fast.
+  const auto pieces = static_cast<uint32_t>((work.stride + Shape::kColumns - 1) / Shape::kColumns);  // of a tile
   const uint32_t piece = blockIdx.x * Shape::kPieces + threadIdx.x / kThreads, tile = piece / pieces;
   if (tile * work.stride >= work.count) return;
-  const uint32_t first = piece % pieces * Shape::kColumns;
-  const int columns = static_cast<int>(min(stride - first, static_cast<uint32_t>(Shape::kColumns)));
-  const int64_t origin = static_cast<int64_t>(tile) * (kN * work.stride) + first;
+  const int64_t first = int64_t{piece % pieces} * Shape::kColumns;
+  const int columns = static_cast<int>(min(work.stride - first, int64_t{Shape::kColumns}));
+  const int64_t origin = tile * (kN * work.stride) + first;
   const auto* const x = static_cast<const uint16_t*>(work.x) + origin;
   auto* const y = static_cast<uint16_t*>(work.y) + origin;
   uint32_t* const words = reinterpret_cast<uint32_t*>(shared_memory) + threadIdx.x / kThreads * Shape::kPieceWords;

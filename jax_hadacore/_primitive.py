@@ -191,7 +191,7 @@ def _lower_kernel(ctx, x, *words, platform, **params):
     if not is_local(ctx) and (words or params["length"] != aval.shape[-1]):
         return _lower_for_the_partitioner(ctx, x, *words, **params)
     factors = slow_factors(**params)
-    behind = params["behind"] if platform == "cuda" and _takes_columns(aval, factors, **params) else 0
+    behind = params["behind"] if _takes_columns(platform, aval, factors, **params) else 0
     layout = (*range(aval.ndim - 1 - behind), aval.ndim - 1, *range(aval.ndim - 1 - behind, aval.ndim - 1))[::-1]
     results = [aval]
     if platform == "cuda" and (
@@ -223,13 +223,13 @@ def is_local(ctx):
     return not exporting and getattr(ctx.module_context.axis_context, "num_devices", None) == 1
 
 
-def _takes_columns(aval, factors, *, length, signs, behind, **_) -> bool:
-    """Whether the CUDA kernels transform the last axis where it lies, before the axes behind it."""
+def _takes_columns(platform, aval, factors, *, length, signs, behind, **_) -> bool:
+    """Whether a kernel transforms the last axis where it lies, before the axes behind it."""
+    if platform != "cuda" or factors or signs is not None or length != aval.shape[-1]:
+        return False
     least, most = _CUDA_COLUMNS.get(aval.dtype.itemsize, (1, 0))
     sizes = aval.shape[aval.ndim - 1 - behind : -1]
-    if factors or signs is not None or not (least <= length <= most and length == aval.shape[-1]):
-        return False
-    if not sizes or not all(isinstance(size, int) for size in sizes):
+    if not least <= length <= most or not sizes or not all(isinstance(size, int) for size in sizes):
         return False
     columns = math.prod(sizes)
     return columns >= _LEAST_COLUMNS and columns * aval.dtype.itemsize % 16 == 0

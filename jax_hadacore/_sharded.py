@@ -13,7 +13,8 @@ from . import _primitive
 from ._orders import decompose
 
 # Up to so many rows are combined by butterflies in jax.numpy, which XLA fuses into a single pass over the array that
-# reads every element so many times, mostly from a cache. More rows are transposed for the kernel: three passes.
+# reads every element so many times, mostly from a cache. More rows go to the kernel: in one pass where a GPU takes
+# columns as they lie, else in three, transposed and back.
 _MAX_FUSED_ROWS = 8
 
 

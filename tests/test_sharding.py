@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracle import transform
 
-from jax_hadacore import hadamard
+from jax_hadacore import _primitive, hadamard
 
 COLLECTIVES = re.compile(r"\b(all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\(")
 SCALE = 0.3
@@ -63,6 +63,16 @@ def assert_gathers_at_most(text, elements):
 
 def put(x, mesh, spec):
     return jax.device_put(x, NamedSharding(mesh, spec))
+
+
+@auto_and_explicit
+def test_columns_lie_behind_their_axis_in_every_part(mesh, kind, monkeypatch):
+    # What a GPU is given; the CPU's kernel would take the parts for rows, so they are looked at only.
+    monkeypatch.setattr(_primitive, "_takes_columns", lambda *_, **__: True)
+    x = put(normal((4, 32, 64), np.float32), mesh(SQUARE, kind), P("b", None, "c"))
+    text = hlo(functools.partial(hadamard, axis=1), x)
+    assert COLLECTIVES.findall(text) == []
+    assert "operand_layout_constraints={f32[2,32,32]{1,2,0}}" in text
 
 
 class TestBatchSharded:

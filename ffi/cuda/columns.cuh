@@ -56,10 +56,9 @@ Kernel ColumnsKernel(int bits) {
     case 3: return MakeColumnsKernel<Out, 3>();
     case 4: return MakeColumnsKernel<Out, 4>();
     case 5: return MakeColumnsKernel<Out, 5>();
+    case 6: return MakeColumnsKernel<Out, 6>();
+    default: return MakeColumnsKernel<Out, kColumnsBits>();
   }
-  if constexpr (MostColumnsBits<Out>() > 5)
-    return bits == 6 ? MakeColumnsKernel<Out, 6>() : MakeColumnsKernel<Out, 7>();
-  return {};
 }
 
 }  // namespace jax_hadacore::cuda

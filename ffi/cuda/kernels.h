@@ -1,8 +1,6 @@
 // kernels.h: the kernels that the instances provide, looked up by the host.
 #pragma once
 
-#include <type_traits>
-
 #include "order_ring.h"
 #include "work.h"
 
@@ -52,13 +50,10 @@ Kernel QuantizedOrdersKernel(Formats formats);
 extern template Kernel QuantizedOrdersKernel<F16>(Formats);
 extern template Kernel QuantizedOrdersKernel<BF16>(Formats);
 
-// Columns of 2^bits float32 sums, in registers, of which a thread has ColumnsWidth beside each other, in one tile.
-// Buffers are aligned to 16 bytes.
+// Columns of 2^bits <= 2^kColumnsBits float32 numbers, in registers, of which a thread has ColumnsWidth beside each
+// other, in one tile. Buffers are aligned to 16 bytes.
+constexpr int kColumnsBits = 7;
 constexpr int ColumnsWidth(int bits) { return bits <= 3 ? 4 : bits <= 5 ? 2 : 1; }
-template <typename Out>
-constexpr int MostColumnsBits() {
-  return std::is_same_v<Out, float> ? 7 : 5;
-}
 template <typename Out>
 Kernel ColumnsKernel(int bits);
 
@@ -78,7 +73,7 @@ extern template StridedKernel FindStridedKernel<F16>(int);
 extern template StridedKernel FindStridedKernel<BF16>(int);
 
 // The lengths of columns that a problem may have; float32 ones longer than this would not fit into registers.
-constexpr int64_t kLeastStrided = 8, kMostStrided16 = 256, kMostStrided32 = 128;
+constexpr int64_t kLeastStrided = 8, kMostStrided16 = 256, kMostStrided32 = 1 << kColumnsBits;
 
 // Vectors of any stride, up to kSharedVector elements, by butterflies in shared memory: rows of doubles, and columns.
 constexpr int64_t kSharedVector = 8192;

@@ -85,7 +85,7 @@ Launch OnColumns(const void* x, void* y, int64_t tiles, int64_t n, int64_t strid
   };
   if constexpr (std::is_same_v<A, float>) {
     const int bits = Log2(n);
-    if (bits > 0 && bits <= MostColumnsBits<Out>() && stride % ColumnsWidth(bits) == 0 && Aligned(x, y)) {
+    if (bits > 0 && bits <= kColumnsBits && stride % ColumnsWidth(bits) == 0 && Aligned(x, y)) {
       const Kernel kernel = ColumnsKernel<Out>(bits);
       return launch(kernel, kernel.per_block);
     }

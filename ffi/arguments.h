@@ -28,21 +28,26 @@ class ProblemReader {
   // Of a call whose result is y.
   xla::ffi::ErrorOr<Problem> Read(const xla::ffi::AnyBuffer& y) {
     Problem problem{};
-    if (ReadProblem(problem) && CheckResult(y)) return problem;
+    if (ReadProblem(problem) && IsOfRows(problem) && CheckResult(y)) return problem;
     return Error();
   }
 
   // The same where the last dimension may have others behind it.
   xla::ffi::ErrorOr<Problem> ReadStrided(const xla::ffi::AnyBuffer& y) {
     Problem problem{};
-    if (ReadProblem(problem) && CheckResult(y) && ReadStride(problem)) return problem;
+    if (ReadProblem(problem) && CheckResult(y)) return problem;
     return Error();
   }
 
  protected:
   using Buffer = xla::ffi::AnyBuffer;
 
-  bool ReadProblem(Problem& problem) { return ReadOperands(problem) && ReadFactors(problem) && ReadSigns(problem); }
+  bool ReadProblem(Problem& problem) {
+    return ReadOperands(problem) && ReadFactors(problem) && ReadSigns(problem) && ReadStride(problem);
+  }
+  bool IsOfRows(const Problem& problem) {
+    return problem.stride == 1 || Fail("only CUDA's transform takes a dimension with others behind it");
+  }
 
   bool Fail(std::string why) {
     why_ = std::move(why);

@@ -34,8 +34,8 @@ class QuantizationReader : private ProblemReader {
 
   xla::ffi::ErrorOr<QuantizedTransform> Read(const xla::ffi::AnyBuffer& codes, const xla::ffi::RemainingRets& more) {
     QuantizedTransform call{};
-    if (ReadProblem(call.problem) && ReadQuantization(call.quantization) && ReadCodes(codes, call) &&
-        ReadPerGroup(more, call))
+    if (ReadProblem(call.problem) && IsOfRows(call.problem) && ReadQuantization(call.quantization) &&
+        ReadCodes(codes, call) && ReadPerGroup(more, call))
       return call;
     return Error();
   }

@@ -191,7 +191,7 @@ def _lower_kernel(ctx, x, *words, platform, **params):
     if not is_local(ctx) and (words or params["length"] != aval.shape[-1]):
         return _lower_for_the_partitioner(ctx, x, *words, **params)
     factors = slow_factors(**params)
-    behind = params["behind"] if _takes_columns(platform, aval, factors, **params) else 0
+    behind = params["behind"] if not words and _takes_columns(platform, aval, factors, **params) else 0
     layout = (*range(aval.ndim - 1 - behind), aval.ndim - 1, *range(aval.ndim - 1 - behind, aval.ndim - 1))[::-1]
     results = [aval]
     if platform == "cuda" and (

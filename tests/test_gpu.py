@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import DTYPES, assert_same_bits, dtypes, halves, lengths, normal
+from hlo import copies, hlo, transpositions
 from kernels import Request, address, transform_on_gpu
 from oracle import bound, error_in_roundings, transform
 
@@ -67,6 +68,16 @@ def test_more_than_2_to_32_elements_in_columns(dtype):
     for first in (0, 2**28 - 32, 2**29 - 32, 2**29):
         actual, piece = (np.asarray(jax.lax.dynamic_slice_in_dim(a, first, 64, axis=1)) for a in (y, x))
         assert_same_bits(actual.T, np.asarray(jax_hadacore.hadamard(piece.T)))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_axis_before_the_last_stays_where_it_is(inplace):
+    x = jnp.asarray(normal((4, 64, 128), FLOAT32).astype(BFLOAT16))
+    f = functools.partial(jax_hadacore.hadamard, axis=-2, inplace=inplace)
+    text = hlo(f, x, donate_argnums=0 if inplace else ())
+    assert (copies(text), transpositions(text), "fusion" in text) == (0, 0, False)
+    text = hlo(lambda x: 2 * f(x + 1), x)
+    assert (copies(text), transpositions(text)) == (0, 0)
 
 
 @dtypes

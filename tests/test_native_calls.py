@@ -204,6 +204,16 @@ class TestAnotherAxis:
         behind, order, _ = self.layouts(lambda x: hadamard(x, axis=0, **options), normal(shape, np.float32))
         assert (behind, order) == (0, [1, 0])
 
+    def test_nor_for_traced_signs(self):
+        def f(x, s):
+            return hadamard(x, axis=0, signs=s)
+
+        rows, mapped = normal((64, 40), np.float32), normal((3, 64, 40), np.float32)
+        for call in (calls(f, rows, draw(64)), calls(jax.vmap(f, in_axes=(0, None)), mapped, draw(64))):
+            ((attributes, operands, _),) = call
+            assert "behind" not in attributes
+            assert operands[1:] == ["2xui32"]
+
     def test_nor_on_the_cpu(self):
         x = normal((64, 64), np.float32)
         assert self.layouts(lambda x: hadamard(x, axis=0), x, platform="cpu")[:2] == (0, [1, 0])

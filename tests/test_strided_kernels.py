@@ -49,14 +49,24 @@ def test_way_to_run(kernel, dtype, n):
 @CASES
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
 def test_non_finite_values_stay_in_their_column(kernel, dtype, n, value):
-    x = normal((2, n, 136), dtype)
-    clean = kernel(x)
-    bad = np.arange(0, 136, 3)
-    x[0, 5 * bad % n, bad] = value
-    y = kernel(x)
-    assert not np.isfinite(y[0][:, bad].astype(np.float32)).any()
-    assert_same_bits(y[1], clean[1])
-    assert_same_bits(np.delete(y[0], bad, -1), np.delete(clean[0], bad, -1))
+    for stride in (136, 63, 7):
+        x = normal((2, n, stride), dtype)
+        bad = np.arange(0, stride, 3)
+        clean = kernel(x)
+        x[0, 5 * bad % n, bad] = value
+        y = kernel(x, scale=-0.3)
+        assert_same_bits(y, columns_of(kernel(as_rows(x), scale=-0.3), x.shape))
+        assert not np.isfinite(y[0][:, bad].astype(np.float32)).any()
+        y = kernel(x)
+        assert_same_bits(y[1], clean[1])
+        assert_same_bits(np.delete(y[0], bad, -1), np.delete(clean[0], bad, -1))
+
+
+@CASES
+def test_zeros_keep_their_sign(kernel, dtype, n):
+    for stride in (40, 7):
+        x = np.zeros((1, n, stride), dtype)
+        assert_same_bits(kernel(x, scale=-0.3), columns_of(kernel(as_rows(x), scale=-0.3), x.shape))
 
 
 def test_calls_are_given_what_the_kernels_take(emulator):

@@ -16,6 +16,7 @@ struct ColumnsShape {
   static constexpr int kColumnsPerBlock = kColumnsThreads * kWidth;
 };
 
+// What is left of the scale, less than a rounding, would cost too many registers.
 template <typename Out, typename Shape>
 __global__ void __launch_bounds__(kColumnsThreads) Columns(const Work work) {
   using Storage = typename Element<Out>::Storage;

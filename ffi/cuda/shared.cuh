@@ -8,6 +8,11 @@ namespace jax_hadacore::cuda {
 
 constexpr int kSharedThreads = 256;
 
+// A sum, scaled. The rest of a scale is for finite sums: infinity times 0 is NaN.
+__device__ __forceinline__ float Scaled(float sum, const Work& work) {
+  return work.scale_rest == 0 ? sum * work.float_scale : fmaf(sum, work.float_scale, sum * work.scale_rest);
+}
+
 // Shared memory holds a block's vectors in the order of their addresses, so that loads and stores are coalesced and one
 // loop of butterflies serves rows (whose elements are 1 apart) and columns (whose elements are per_block apart).
 template <typename A, typename Out>
@@ -38,7 +43,7 @@ __global__ void __launch_bounds__(kSharedThreads) Shared(const Work work) {
   __syncthreads();
   for (int i = threadIdx.x; i < count; i += kSharedThreads) {
     if constexpr (sizeof(A) == sizeof(float)) {
-      y[address(i)] = Element<Out>::Round(fmaf(tile[i], scale, tile[i] * work.scale_rest));
+      y[address(i)] = Element<Out>::Round(Scaled(tile[i], work));
     } else {
       y[address(i)] = tile[i] * scale;
     }

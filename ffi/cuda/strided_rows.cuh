@@ -18,6 +18,7 @@ struct StridedShape {
   // The lanes ask for rows 8 apart, which the gaps between them put into different banks.
   static constexpr int kGap = Max(4, kTogether);
   static constexpr int kPieceWords = kN * kWords + kN / 8 * kGap;
+  static_assert(kWarps == 1 || kPieces == 1, "warps that meet leave together");
   static constexpr int kThreadsOfPiece = 32 * kWarps, kThreads = kPieces * kThreadsOfPiece;
   static constexpr int kSharedBytes = kPieces * kPieceWords * 4;
 

@@ -271,6 +271,20 @@ class TestHandler:
         with pytest.raises(jax.errors.JaxRuntimeError, match=r"Failed to decode|(?i:attribute)"):
             self.call(X, **attributes)
 
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"behind": np.int64(-1)}, "behind must be from 0 to the 1 dimensions before the last, got -1"),
+            ({"behind": np.int64(2)}, "behind must be from 0 to the 1 dimensions before the last, got 2"),
+            ({"behind": np.int64(1), "n": np.int64(8)}, "others behind it must be one transform, got n = 8"),
+            ({"behind": np.int32(1)}, "the attribute behind has another type"),
+        ],
+        ids=str,
+    )
+    def test_dimensions_behind(self, more, message):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=f"jax_hadacore: .*{message}"):
+            self.call(X, scale=np.float64(1), **more)
+
     def test_number_of_operands(self):
         result = jax.ShapeDtypeStruct(X.shape, X.dtype)
         call = jax.jit(lambda x: jax.ffi.ffi_call(TARGET, result)(x, x, scale=np.float64(1)))

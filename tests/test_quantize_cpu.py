@@ -290,7 +290,10 @@ class TestHandler:
             ({"asymmetric": np.bool_(True)}, "zero points go with codes of int4"),
             ({"n": np.int64(48)}, "must be a multiple of n = 48"),
             ({"n": np.int64(64), "signs": np.zeros(3, np.uint32)}, "2 words of signs, got 3"),
-            ({"behind": np.int64(1), "n": np.int64(64)}, "only CUDA's transform takes a dimension with others behind it"),
+            (
+                {"behind": np.int64(1), "n": np.int64(64)},
+                "only CUDA's transform takes a dimension with others behind it",
+            ),
         ],
         ids=str,
     )

@@ -23,8 +23,8 @@ hadamard_p.def_impl(functools.partial(xla.apply_primitive, hadamard_p))
 
 # The CUDA kernel transforms 16-bit rows of a power of two up to this length in one pass.
 _CUDA_ONE_PASS = 32768
-# And the lengths, by the size of an element, at which it takes the last axis with others behind it in memory. With fewer
-# columns than these, or a row of them that is no multiple of 16 bytes, it would not read whole vectors and sectors.
+# And the lengths, by the size of an element, at which it takes the last axis with others behind it in memory. With
+# fewer columns than these, or a row of them that is no multiple of 16 bytes, it would not read whole sectors.
 _CUDA_COLUMNS = {2: (8, 256), 4: (8, 128)}
 _LEAST_COLUMNS = 32
 

@@ -46,7 +46,8 @@ class ProblemReader {
     return ReadOperands(problem) && ReadFactors(problem) && ReadSigns(problem) && ReadStride(problem);
   }
   bool IsOfRows(const Problem& problem) {
-    return problem.stride == 1 || Fail("only CUDA's transform takes a dimension with others behind it");
+    return problem.stride == 1 || Fail("only CUDA's transform takes a dimension with others behind it, got one with " +
+                                       std::to_string(problem.stride) + " elements behind it");
   }
 
   bool Fail(std::string why) {

@@ -292,7 +292,7 @@ class TestHandler:
             ({"n": np.int64(64), "signs": np.zeros(3, np.uint32)}, "2 words of signs, got 3"),
             (
                 {"behind": np.int64(1), "n": np.int64(64)},
-                "only CUDA's transform takes a dimension with others behind it",
+                "only CUDA's transform takes a dimension with others behind it, got one with 3 elements",
             ),
         ],
         ids=str,

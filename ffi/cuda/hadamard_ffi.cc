@@ -8,6 +8,7 @@
 
 #include "../arguments.h"
 #include "../handlers.h"
+#include "kernels.h"
 #include "launch.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -38,8 +39,11 @@ ffi::Error Hadamard(cudaStream_t stream, ffi::AnyBuffer x, ffi::RemainingArgs mo
   if (problem.has_error()) return problem.error();
   if (problem->rows == 0) return ffi::Error::Success();
   if (!TakesStride(*problem))
-    return ffi::Error::InvalidArgument("jax_hadacore: the kernels cannot transform a dimension of " +
-                                       std::to_string(problem->n) + " elements with others behind it");
+    return ffi::Error::InvalidArgument(
+        "jax_hadacore: a dimension with others behind it must be a power of two from " + std::to_string(kLeastStrided) +
+        " to " + std::to_string(kMostStrided16) + " of 16-bit or " + std::to_string(kMostStrided32) +
+        " of f32 elements, without orders or signs, got n = " + std::to_string(problem->n) + ", " +
+        std::to_string(problem->factor_count) + " orders and " + (problem->signs ? "signs" : "no signs"));
 
   void* workspace = nullptr;
   if (NeedsWorkspace(*problem)) {
